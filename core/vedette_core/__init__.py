@@ -1,0 +1,1 @@
+"""How it is computed: shared by all components, knows none of them."""

@@ -1,0 +1,181 @@
+"""Every metric of Vedette, in one table; served on loopback by prometheus-client.
+
+Labels are bounded; there is no device label: per-device values go into histograms over the fleet.
+
+Source: prometheus.io/docs/practices/naming (base units, ``_total``, ``_info``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from vedette_schemas.errors import ConfigError
+
+Kind = Literal["counter", "gauge", "histogram"]
+LABEL_VALUES_MAX: Final = 64
+"""Distinct label sets a metric; further ones are counted under ``other``, so that no peer can grow our memory."""
+
+SECONDS_BUCKETS: Final = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.02, 0.1, 1.0)
+DELAY_BUCKETS: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+BYTES_BUCKETS: Final = (20e6, 40e6, 60e6, 80e6, 100e6, 120e6, 150e6, 200e6, 400e6)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: its name without the ``vedette_`` prefix and type suffix, what it means, labels, buckets."""
+
+    kind: Kind
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def exposed(self) -> str:
+        """Name as Prometheus sees it (histograms without ``_bucket``)."""
+        return f"vedette_{self.name}{'_total' if self.kind == 'counter' else ''}"
+
+
+def _table(*metrics: Metric) -> dict[str, Metric]:
+    return {m.name: m for m in metrics}
+
+
+DEVICE_METRICS: Final = _table(
+    Metric("counter", "source_records", "Records read from sources, by what became of them", ("task", "outcome")),
+    Metric("counter", "windows_scored", "Windows scored", ("task",)),
+    Metric("histogram", "score_seconds", "Time to score one window", ("task",), SECONDS_BUCKETS),
+    Metric("counter", "alerts", "Alerts by state and severity", ("task", "state", "severity")),
+    Metric("counter", "alerts_suppressed", "Alerts that the rate limit held back", ("task",)),
+    Metric("counter", "messages", "Messages taken in, by what became of them", ("kind", "outcome")),
+    Metric("counter", "machine_events", "Events by the answer of the machine's table", ("task", "kind", "outcome")),
+    Metric("counter", "rounds_joined", "Rounds in which this device's update was sent", ("task",)),
+    Metric("counter", "updates", "Steps of applying releases", ("task", "outcome")),
+    Metric("gauge", "release_version", "Release that is active", ("task",)),
+    Metric("gauge", "spool_messages", "Messages that wait for their receipt"),
+    Metric("gauge", "spool_bytes", "Bytes that wait for their receipt"),
+    Metric("counter", "spool_dropped", "Messages that the full spool gave up", ("kind",)),
+    Metric("counter", "broker_connects", "Connections made to the broker"),
+    Metric("gauge", "resident_memory_bytes", "Resident memory of the process"),
+)
+"""What a device node serves when `[metrics]` gives it a port."""
+
+AGGREGATOR_METRICS: Final = _table(
+    Metric("gauge", "devices", "Devices by their last state", ("state",)),
+    Metric("counter", "alerts_received", "Alerts taken from devices", ("task", "severity", "kind", "state")),
+    Metric("histogram", "alert_delay_seconds", "From a device's publication to this aggregator", (), DELAY_BUCKETS),
+    Metric("counter", "messages", "Messages taken in, by what became of them", ("kind", "outcome")),
+    Metric("counter", "machine_events", "Events by the answer of the machine's table", ("task", "kind", "outcome")),
+    Metric("gauge", "round_number", "Round that is under way", ("task",)),
+    Metric("gauge", "round_phase", "1 for the phase that the round is in", ("task", "state")),
+    Metric("counter", "rounds", "Rounds by how they ended", ("task", "outcome")),
+    Metric("gauge", "round_participants", "Updates in the last aggregate", ("task",)),
+    Metric("gauge", "round_loss", "Weighted mean loss on participants' data, last round", ("task", "stage")),
+    Metric("counter", "update_bytes", "Bytes of uploads taken in", ("task",)),
+    Metric("gauge", "release_version", "Newest release", ("task",)),
+    Metric("counter", "releases", "Releases published", ("task",)),
+    Metric("gauge", "release_devices", "Devices that run a release version", ("task", "model_version")),
+    Metric("counter", "fleet_windows_scored", "Windows scored by the fleet", ("task",)),
+    Metric("histogram", "fleet_score_seconds", "Devices' median time to score a window", ("task",), SECONDS_BUCKETS),
+    Metric("histogram", "fleet_resident_memory_bytes", "Devices' resident memory", (), BYTES_BUCKETS),
+    Metric("gauge", "fleet_spool_messages", "Messages that wait in the devices' spools"),
+    Metric("counter", "fleet_cpu_seconds", "Processor time of the fleet's device nodes"),
+    Metric("gauge", "trust_expiry_timestamp_seconds", "When the timestamp metadata expires"),
+    Metric("counter", "broker_connects", "Connections made to the broker"),
+    Metric("gauge", "resident_memory_bytes", "Resident memory of the process"),
+)
+"""What the aggregator serves: fleet metrics made of node reports, and its own."""
+
+
+class Metrics:
+    """The metrics of one process.
+
+    Args:
+        table: `DEVICE_METRICS` or `AGGREGATOR_METRICS`.
+    """
+
+    def __init__(self, table: dict[str, Metric]) -> None:
+        self.registry = CollectorRegistry()
+        self._table = table
+        self._seen: dict[str, set[tuple[str, ...]]] = {}
+        self._collectors: dict[str, Counter | Gauge | Histogram] = {}
+        for metric in table.values():
+            name, args = f"vedette_{metric.name}", (metric.help, metric.labels)
+            if metric.kind == "counter":
+                self._collectors[metric.name] = Counter(name, *args, registry=self.registry)
+            elif metric.kind == "gauge":
+                self._collectors[metric.name] = Gauge(name, *args, registry=self.registry)
+            else:
+                self._collectors[metric.name] = Histogram(name, *args, buckets=metric.buckets, registry=self.registry)
+
+    def inc(self, name: str, *labels: str, by: float = 1.0) -> None:
+        """Add to a counter."""
+        collector = self._labelled(name, labels)
+        assert isinstance(collector, Counter)
+        collector.inc(by)
+
+    def set(self, name: str, *labels: str, value: float) -> None:
+        """Set a gauge."""
+        collector = self._labelled(name, labels)
+        assert isinstance(collector, Gauge)
+        collector.set(value)
+
+    def observe(self, name: str, *labels: str, value: float) -> None:
+        """Add an observation to a histogram."""
+        collector = self._labelled(name, labels)
+        assert isinstance(collector, Histogram)
+        collector.observe(value)
+
+    def forget(self, name: str) -> None:
+        """Drop every label set of a gauge that is about to be set anew."""
+        self._collectors[name].clear()
+        self._seen.pop(name, None)
+
+    def _labelled(self, name: str, labels: Sequence[str]) -> Counter | Gauge | Histogram:
+        collector = self._collectors[name]
+        if not labels:
+            return collector
+        seen, key = self._seen.setdefault(name, set()), tuple(labels)
+        if key not in seen:
+            if len(seen) >= LABEL_VALUES_MAX:
+                key = tuple("other" for _ in key)
+            seen.add(key)
+        labelled: Counter | Gauge | Histogram = collector.labels(*key)
+        return labelled
+
+
+def serve(metrics: Metrics, port: int, host: str = "127.0.0.1") -> tuple[WSGIServer, int]:
+    """Serve ``/metrics`` in a thread.
+
+    Args:
+        metrics: what to serve.
+        port: TCP port; 0 takes a free one.
+        host: address to bind.
+
+    Returns:
+        The server (call ``shutdown()``) and its port.
+
+    Raises:
+        ConfigError: the port is taken or not allowed.
+    """
+    try:
+        server, _thread = start_http_server(port, addr=host, registry=metrics.registry)
+    except OSError as fault:
+        raise ConfigError(
+            f"metrics: cannot listen on {host}:{port} ({fault.strerror}); expected a free port: "
+            "set [metrics] port to another one, or to 0 for any"
+        ) from fault
+    return server, int(server.server_address[1])
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, bytes (Linux ``/proc/self/statm``)."""
+    import resource
+    from pathlib import Path
+
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()

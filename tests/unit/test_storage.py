@@ -1,0 +1,148 @@
+"""The state store and the outbox survive what a gateway's disk and power do to them."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from vedette_core.runtime.storage import (
+    MEMORY_MESSAGES_MAX,
+    Database,
+    Outbox,
+    OutboxMessage,
+    StateStore,
+)
+from vedette_schemas.errors import ConfigError, TransientError
+
+
+def message(name: str, severity: int = 50, size: int = 10) -> OutboxMessage:
+    return OutboxMessage(name, f"t/{name}", b"x" * size, 1, False, severity)
+
+
+def fill_disk(database: Database) -> None:
+    pages = database.connection.execute("PRAGMA page_count").fetchone()[0]
+    database.connection.execute(f"PRAGMA max_page_count = {pages}")
+
+
+def free_disk(database: Database) -> None:
+    database.connection.execute("PRAGMA max_page_count = 1000000")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    return Database(tmp_path / "state.db")
+
+
+def test_state_is_there_after_reopening(tmp_path: Path) -> None:
+    first = StateStore(Database(tmp_path / "s.db"))
+    first.put("round/network/state", b"1")
+    first.put("round/network/state", b"2")
+    first.put("round/net_x", b"3")
+    first.put("gone", b"4")
+    first.put("gone", None)
+    again = StateStore(Database(tmp_path / "s.db"))
+    assert again.all("round/") == {"round/net_x": b"3", "round/network/state": b"2"}
+    assert again.all("round/network") == {"round/network/state": b"2"}
+    assert again.get("gone") is None
+
+
+def test_prefix_is_no_pattern(database: Database) -> None:
+    store = StateStore(database)
+    store.put("a%b", b"1")
+    store.put("axb", b"2")
+    assert store.all("a%") == {"a%b": b"1"}
+
+
+def test_outbox_keeps_order_and_drops_on_receipt(tmp_path: Path) -> None:
+    box = Outbox(Database(tmp_path / "s.db"))
+    for name in "abc":
+        assert box.add(message(name)) == []
+    taken = box.take_receipt("b")
+    assert taken is not None
+    assert taken.topic == "t/b"
+    assert box.take_receipt("b") is None
+    again = Outbox(Database(tmp_path / "s.db"))
+    assert [m.id for m in again.pending()] == ["a", "c"]
+    again.add(message("d"))
+    assert [m.id for m in again.pending()] == ["a", "c", "d"]
+    assert again.messages == 3
+
+
+def test_same_id_is_kept_once_as_it_first_was(database: Database) -> None:
+    box = Outbox(database)
+    box.add(message("a", size=10))
+    box.add(message("a", size=99))
+    assert [len(m.payload) for m in box.pending()] == [10]
+
+
+def test_full_outbox_gives_up_the_least_severe_oldest(database: Database) -> None:
+    box = Outbox(database, messages_max=3)
+    box.add(message("low-old", 10))
+    box.add(message("high", 90))
+    box.add(message("low-new", 10))
+    assert [m.id for m in box.add(message("critical", 100))] == ["low-old"]
+    assert [m.id for m in box.add(message("trivial", 0))] == ["trivial"]
+    assert [m.id for m in box.pending()] == ["high", "low-new", "critical"]
+
+
+def test_outbox_is_bounded_in_bytes(database: Database) -> None:
+    box = Outbox(database, bytes_max=4096)
+    for i in range(50):
+        box.add(message(str(i), size=500))
+    assert box.bytes <= 4096
+    assert box.messages == len(box.pending()) > 0
+
+
+def test_full_disk_loses_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path / "s.db")
+    box, store = Outbox(database), StateStore(database)
+    box.add(message("before"))
+    store.put("k", b"kept")
+    fill_disk(database)
+    with pytest.raises(TransientError, match="free some disk space"):
+        store.put("k", b"x" * 1_000_000)
+    box.add(message("during", size=100_000))
+    assert store.get("k") == b"kept"
+    assert [m.id for m in box.pending()] == ["before", "during"]
+    assert [m.id for m in Outbox(Database(tmp_path / "s.db")).pending()] == ["before"]
+    free_disk(database)
+    assert [m.id for m in box.pending()] == ["before", "during"]
+    assert [m.id for m in Outbox(Database(tmp_path / "s.db")).pending()] == ["before", "during"]
+
+
+def test_memory_is_bounded_while_the_disk_is_full(database: Database) -> None:
+    box = Outbox(database)
+    fill_disk(database)
+    given_up = 0
+    for i in range(MEMORY_MESSAGES_MAX + 50):
+        given_up += len(box.add(message(f"m{i}", severity=i % 100, size=20_000)))
+    assert given_up > 0
+    assert len(box.pending()) <= MEMORY_MESSAGES_MAX + 1
+
+
+def test_receipt_is_taken_for_a_message_in_memory(database: Database) -> None:
+    box = Outbox(database)
+    fill_disk(database)
+    box.add(message("a", size=100_000))
+    assert box.take_receipt("a") is not None
+    assert box.messages == 0
+
+
+def test_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    Database(path).close()
+    raw = sqlite3.connect(path)
+    raw.execute("PRAGMA user_version = 99")
+    raw.close()
+    with pytest.raises(ConfigError, match="newer Vedette"):
+        Database(path)
+
+
+def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    path.write_bytes(b"these are not the pages you are looking for" * 100)
+    with pytest.raises(ConfigError, match="cannot open the state database"):
+        Database(path)
+    assert path.read_bytes().startswith(b"these are not")
