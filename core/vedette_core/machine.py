@@ -27,6 +27,11 @@ class Tick(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Connected(Event):
+    """A session with the broker has just begun: subscriptions and retained state may be gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Effect:
     """Base of everything that a machine can ask of its shell."""
 
@@ -89,11 +94,13 @@ class Count(Effect):
         metric: the metric's key in the component's metric table.
         outcome: a label value from a bounded set, for example ``accepted`` or ``discarded``.
         task: the task, where there is one.
+        kind: what it happened to, for example an event's kind, where the metric has that label.
     """
 
     metric: str
     outcome: str
     task: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

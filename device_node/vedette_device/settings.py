@@ -55,24 +55,30 @@ class ReplaySection(Section):
 
 
 class AlertSection(Section):
-    """When a detector speaks.
+    """When a detector speaks; see `vedette_device.detection_machine`.
 
     Attributes:
         magnitude_p: a window with a smaller p-value fires at once.
-        sustained_p: a window counts towards the sustained rule below this p-value.
-        sustained_windows: m of the rule «m of n».
-        sustained_span: n of the rule «m of n».
+        magnitude_factor: so does one whose score is this many times the largest that was benign.
+        sustained_p: the moving average of z counts above Φ⁻¹(1 − this).
+        sustained_windows: m of the rule «m of n windows».
+        sustained_span: n of the rule «m of n windows».
         half_life_windows: half-life of the moving average, windows.
-        clear_windows: calm windows that close an alert.
-        per_hour_max: most alerts a device opens an hour, a detector.
+        clear_p: an alert stays open while the average is above Φ⁻¹(1 − this).
+        clear_windows: calm windows in a row that close an alert.
+        cooldown_windows: windows after the close in which the same alert goes on instead of a new one.
+        per_hour_max: most alerts that are opened an hour.
     """
 
     magnitude_p: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    magnitude_factor: Annotated[float, Field(gt=1, le=1000)] = 2.0
     sustained_p: Annotated[float, Field(gt=0, lt=1)] = 1e-2
     sustained_windows: Annotated[int, Field(ge=1, le=100)] = 3
     sustained_span: Annotated[int, Field(ge=1, le=100)] = 5
-    half_life_windows: Annotated[float, Field(gt=0, le=1000)] = 2.0
+    half_life_windows: Annotated[float, Field(gt=0, le=1000)] = 4.0
+    clear_p: Annotated[float, Field(gt=0, lt=1)] = 0.1
     clear_windows: Annotated[int, Field(ge=1, le=10_000)] = 6
+    cooldown_windows: Annotated[int, Field(ge=0, le=10_000)] = 12
     per_hour_max: Annotated[int, Field(ge=1, le=10_000)] = 30
 
 
@@ -107,6 +113,42 @@ class NetworkSection(Section):
         return value
 
 
+class SensorTopicSection(Section):
+    """Where one channel's readings come from.
+
+    Attributes:
+        channel: its name.
+        topic: MQTT topic filter at the site's own broker.
+        path: where in the JSON payload the number lies: ``$``, then ``.name`` or ``[0]``.
+        time_path: where its epoch seconds lie; empty for the time of arrival.
+    """
+
+    channel: Annotated[str, Field(min_length=1, max_length=60)]
+    topic: Annotated[str, Field(min_length=1, max_length=512)]
+    path: Annotated[str, Field(max_length=256)] = "$"
+    time_path: Annotated[str, Field(max_length=256)] = ""
+
+
+class SensorBrokerSection(Section):
+    """The broker that the site's sensors publish to; it is not Vedette's own.
+
+    Attributes:
+        host: name or address.
+        port: TCP port.
+        client_id: what this node calls itself there.
+        ca: certificates that its TLS certificate is checked with; without it the session is not encrypted.
+        username: where it asks for one.
+        password_file: file with the password.
+    """
+
+    host: Annotated[str, Field(min_length=1, max_length=253)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 1883
+    client_id: Annotated[str, Field(min_length=1, max_length=60)] = "vedette-sensor"
+    ca: Path | None = None
+    username: Annotated[str, Field(max_length=256)] = ""
+    password_file: Path | None = None
+
+
 class SensorSection(Section):
     """The sensor-tampering detector.
 
@@ -115,7 +157,8 @@ class SensorSection(Section):
         source: ``file`` (CSV) or ``mqtt`` (topics of the site's sensors).
         path: the CSV file, for ``file``.
         time_column: the CSV's column of epoch seconds.
-        topics: topic filter → channel → JSON path, for ``mqtt``.
+        broker: the sensors' broker, for ``mqtt``.
+        topics: where each channel's readings come from, for ``mqtt``.
         channels: the channels, in the order of the task's feature schema.
         period_s: seconds between two rows.
         entity: name of the process in alerts.
@@ -127,7 +170,8 @@ class SensorSection(Section):
     source: Literal["file", "mqtt"]
     path: Path | None = None
     time_column: Annotated[str, Field(min_length=1, max_length=60)] = "time_s"
-    topics: Annotated[dict[str, dict[str, str]], Field(max_length=64)] = {}  # noqa: RUF012 (frozen model)
+    broker: SensorBrokerSection = SensorBrokerSection()
+    topics: Annotated[tuple[SensorTopicSection, ...], Field(max_length=64)] = ()
     channels: Annotated[tuple[str, ...], Field(min_length=1, max_length=32)]
     period_s: Annotated[float, Field(gt=0, le=86_400)]
     entity: Annotated[str, Field(pattern=f"^{ID_PATTERN}$")] = "process"

@@ -1,6 +1,6 @@
 """The alert: one JSON document, at most 1 kB, read by people and their tools.
 
-Source: `detection.md` §3; verdict vocabulary follows OCSF 1.8 ``verdict_id``.
+Source: `docs/detection.md` §3; verdict vocabulary follows OCSF 1.8 ``verdict_id``.
 """
 
 from __future__ import annotations

@@ -92,8 +92,7 @@ class FeatureSchema(BaseModel):
             return self.columns.index(column)
         except ValueError:
             raise ConfigError(
-                f"feature {column!r} is not in the {self.use_case} schema; "
-                f"it has: {', '.join(self.columns)}"
+                f"feature {column!r} is not in the {self.use_case} schema; it has: {', '.join(self.columns)}"
             ) from None
 
     def difference(self, other: FeatureSchema) -> str:

@@ -13,15 +13,22 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
+from vedette_schemas import codec
 from vedette_schemas.codec import Message
 from vedette_schemas.errors import PeerError
 from vedette_schemas.topics import ID_PATTERN, TASK_PATTERN
 
-DIMENSION_MAX: Final = 250_000
-"""Parameters a model may have here; one byte each, an upload stays within a message of 256 KiB."""
+DIMENSION_MAX: Final = 244 * 1024
+"""Parameters a model may have here: one byte each, padded to a multiple of 1,024, an upload stays within 256 KiB."""
 GROUP_MEMBERS_MAX: Final = 64
 GROUPS_MAX: Final = 512
 COMMITTEE_MAX: Final = 60
+
+OPEN_TYPE: Final = "round.open"
+ROSTER_TYPE: Final = "round.roster"
+CHECKIN_TYPE: Final = "round.checkin"
+UPLOAD_TYPE: Final = "round.upload"
+"""Envelope types of `RoundOpen`, `Roster`, `CheckIn` and `Upload`."""
 
 Id = Annotated[str, Field(pattern=f"^{ID_PATTERN}$")]
 Task = Annotated[str, Field(pattern=f"^{TASK_PATTERN}$")]
@@ -156,7 +163,8 @@ class CheckIn(Message):
     """A device offers to take part; any time, hours early is fine.
 
     Attributes:
-        id: unique, for the receipt.
+        id: unique, for the receipt (`checkin_id`).
+        seq: counts up with every fresh key of the device in this task, so that an old check-in never replaces a newer.
         certificate: DER of the device's signing certificate.
         intermediate: DER of the certificate that issued it.
         epk: fresh X25519 public key, used for one round only.
@@ -168,6 +176,7 @@ class CheckIn(Message):
     id: Annotated[str, Field(min_length=1, max_length=100)]
     task: Task
     device: Id
+    seq: Annotated[int, Field(ge=1, le=2**53)] = 1
     certificate: Annotated[bytes, Field(min_length=1, max_length=2048)]
     intermediate: Annotated[bytes, Field(min_length=1, max_length=2048)]
     epk: Key32
@@ -321,3 +330,23 @@ def hash_parts(*parts: bytes) -> bytes:
 def upload_id(task: str, number: int, attempt: int, device: str) -> str:
     """The id of a device's upload: the same for every retry, so that it counts once."""
     return f"up-{task}-{number}-{attempt}-{device}"
+
+
+def checkin_id(task: str, epk: bytes) -> str:
+    """The id of a check-in: the same for every retry of one key."""
+    return f"ci-{task}-{hash_parts(b'checkin', epk).hex()[:24]}"
+
+
+def plan_bytes(plan: Plan) -> tuple[bytes, str]:
+    """The plan as the artifact that travels, and its sha256 (hex)."""
+    data = codec.pack(plan)
+    return data, hashlib.sha256(data).hexdigest()
+
+
+def read_plan(data: bytes) -> Plan:
+    """A plan from its artifact.
+
+    Raises:
+        PeerError: not a plan.
+    """
+    return codec.unpack(Plan, data)

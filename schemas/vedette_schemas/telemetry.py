@@ -15,6 +15,9 @@ Reason = Annotated[str, Field(min_length=1, max_length=60)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 
+RECEIPT_TYPE = "receipt"
+"""Type of the envelope that a receipt travels in."""
+
 SCORE_BUCKETS = 20
 """Score histogram: bucket i counts p-values with −log10(p) in [i/4, (i+1)/4), the last one open to the right."""
 
@@ -61,7 +64,10 @@ class DetectorReport(Message):
         refused: records refused by reason.
         p_histogram: counts of `SCORE_BUCKETS` buckets of −log10(p).
         score_us_p50: median time of one scored window, microseconds; 0 before the first.
+        score_us_p99: 99th percentile of the same.
         alerts_opened: alerts opened.
+        first_scored_s: end of the first window that was scored, epoch seconds of the source; 0 before it.
+        last_scored_s: end of the newest one.
     """
 
     task: Task
@@ -72,6 +78,8 @@ class DetectorReport(Message):
     score_us_p50: NonNegative = 0.0
     score_us_p99: NonNegative = 0.0
     alerts_opened: Count = 0
+    first_scored_s: NonNegative = 0.0
+    last_scored_s: NonNegative = 0.0
 
 
 class Telemetry(Message):

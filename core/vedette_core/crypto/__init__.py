@@ -1,0 +1,1 @@
+"""Signing and certificates: bytes in, verdicts out; no clock, no file, no socket."""

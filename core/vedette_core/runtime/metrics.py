@@ -118,6 +118,13 @@ class Metrics:
         assert isinstance(collector, Counter)
         collector.inc(by)
 
+    def count(self, name: str, *, task: str = "", kind: str = "", outcome: str = "") -> None:
+        """Add one to a counter by the names of its labels; what has no metric of its own is a machine event."""
+        if name not in self._table:
+            name, kind = "machine_events", kind or name
+        values = {"task": task, "kind": kind, "outcome": outcome, "state": outcome}
+        self.inc(name, *(values.get(label, "other") for label in self._table[name].labels))
+
     def set(self, name: str, *labels: str, value: float) -> None:
         """Set a gauge."""
         collector = self._labelled(name, labels)

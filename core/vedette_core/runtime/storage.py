@@ -189,15 +189,15 @@ class Outbox:
             self._delete(found)
         return found
 
-    def pending(self) -> list[OutboxMessage]:
-        """Every message that waits, oldest first; moves memory to disk where there is room again."""
+    def pending(self, limit: int = -1) -> list[OutboxMessage]:
+        """The oldest `limit` messages that wait (-1: all of them); moves memory to disk where there is room again."""
         for message in list(self._memory.values()):
             try:
                 self._store(message)
             except TransientError:
                 break
             del self._memory[message.id]
-        rows = self._database.connection.execute(f"SELECT {_COLUMNS} FROM outbox ORDER BY position")
+        rows = self._database.connection.execute(f"SELECT {_COLUMNS} FROM outbox ORDER BY position LIMIT ?", (limit,))
         return [_message(row) for row in rows] + list(self._memory.values())
 
     def _store(self, message: OutboxMessage) -> None:

@@ -1,0 +1,154 @@
+"""From (topic, payload) to a typed, verified event, or to a `PeerError` with its reason. No I/O, no clock.
+
+What comes out can be believed: the topic is one of the grammar, the body is within its limits, the sender is the device
+that the topic belongs to, and signed bodies are signed by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from vedette_aggregator.round_events import CheckInReceived, UploadReceived
+from vedette_core.crypto.certificates import CertificateRole
+from vedette_core.machine import Event
+from vedette_schemas import alert as alerts
+from vedette_schemas import codec
+from vedette_schemas.alert import Alert
+from vedette_schemas.envelope import Envelope, Verifier, unseal
+from vedette_schemas.errors import PeerError
+from vedette_schemas.round import CHECKIN_TYPE, UPLOAD_TYPE, CheckIn, Upload
+from vedette_schemas.telemetry import DeviceState, Telemetry
+from vedette_schemas.topics import FlStep, Parsed, Topics
+
+
+class Keys(Verifier, Protocol):
+    """The senders' keys, learnt from certificates: `vedette_core.crypto.signing.KeyRing`."""
+
+    def learn(
+        self,
+        certificate: bytes,
+        now: float,
+        *,
+        intermediate: bytes = b"",
+        sender: str | None = None,
+        role: CertificateRole | None = None,
+    ) -> object:
+        """Verify a certificate's chain and add its key; raises `PeerError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlertReceived(Event):
+    """An alert of the device whose topic it came on. Alerts carry no signature: the broker's access rules bind them."""
+
+    body: Alert
+
+
+@dataclass(frozen=True, slots=True)
+class StateReceived(Event):
+    """A device's retained state, or its will."""
+
+    body: DeviceState
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryReceived(Event):
+    """A node report."""
+
+    body: Telemetry
+
+
+class Intake:
+    """Takes messages in for an aggregator.
+
+    Args:
+        topics: the site's topics.
+        keys: the devices' keys; check-ins add to them.
+        tasks: the tasks that it runs.
+    """
+
+    def __init__(self, topics: Topics, keys: Keys, tasks: Collection[str]) -> None:
+        self._topics = topics
+        self._keys = keys
+        self._tasks = frozenset(tasks)
+
+    def remember(self, certificates: Iterable[tuple[str, bytes, bytes]], now: float) -> tuple[str, ...]:
+        """Learn the keys of devices that checked in before a restart (`RoundMachine.certificates`).
+
+        Returns:
+            Devices whose certificate no longer holds: they must check in again before they are heard.
+        """
+        refused = []
+        for device, certificate, intermediate in certificates:
+            try:
+                self._learn(device, certificate, intermediate, now)
+            except PeerError:
+                refused.append(device)
+        return tuple(refused)
+
+    def take(self, topic: str, payload: bytes, now: float) -> Event:
+        """Take one message in.
+
+        Args:
+            topic: topic name as received.
+            payload: bytes as received.
+            now: epoch seconds, for the certificates.
+
+        Raises:
+            PeerError: it is not what may be said there; count it by its reason, and drop it.
+        """
+        parsed = self._topics.parse(topic)
+        device = parsed.device or ""
+        match parsed.kind, parsed.step:
+            case "fl", FlStep.CHECKIN:
+                return self._checkin(parsed, device, payload, now)
+            case "fl", FlStep.UPLOAD:
+                return self._upload(parsed, device, payload)
+            case "alert", _:
+                body = alerts.decode(payload)
+                _same("alert", "site", body.site, self._topics.site)
+                _same("alert", "device", body.device, device)
+                return AlertReceived(body)
+            case "state", _:
+                state = codec.unpack_json(DeviceState, payload)
+                _same("state", "device", state.device, device)
+                return StateReceived(state)
+            case "telemetry", _:
+                report = codec.unpack(Telemetry, payload)
+                _same("telemetry", "device", report.device, device)
+                return TelemetryReceived(report)
+        raise PeerError(f"topic {topic[:120]!r}: found a message that the aggregator does not take", reason="topic")
+
+    def _checkin(self, parsed: Parsed, device: str, payload: bytes, now: float) -> CheckInReceived:
+        # The key that signed it is in the body: it is read before its signature holds, but only for its certificate,
+        # which must hold up to the site's root for this very device.
+        self._check_task(parsed)
+        claimed = codec.unpack(CheckIn, codec.unpack(Envelope, payload).body)
+        self._learn(device, claimed.certificate, claimed.intermediate, now)
+        body, _ = unseal(CheckIn, payload, CHECKIN_TYPE, self._keys, sender=device)
+        _same("check-in", "device", body.device, device)
+        _same("check-in", "task", body.task, parsed.task)
+        return CheckInReceived(body)
+
+    def _upload(self, parsed: Parsed, device: str, payload: bytes) -> UploadReceived:
+        self._check_task(parsed)
+        body, _ = unseal(Upload, payload, UPLOAD_TYPE, self._keys, sender=device)
+        _same("upload", "device", body.device, device)
+        _same("upload", "task", body.task, parsed.task)
+        return UploadReceived(body, payload)
+
+    def _learn(self, device: str, certificate: bytes, intermediate: bytes, now: float) -> None:
+        self._keys.learn(certificate, now, intermediate=intermediate, sender=device, role=CertificateRole.DEVICE)
+
+    def _check_task(self, parsed: Parsed) -> None:
+        if parsed.task not in self._tasks:
+            raise PeerError(
+                f"{parsed.device}: found task {parsed.task!r}, expected one of {', '.join(sorted(self._tasks))}",
+                reason="task",
+            )
+
+
+def _same(what: str, name: str, found: str, expected: str | None) -> None:
+    if found != expected:
+        raise PeerError(f"{what}: found {name} {found!r} in the body, expected {expected!r} as its topic", reason=name)

@@ -1,0 +1,147 @@
+"""A task's model on its way out: the initial one, and every round's candidate, built, described and signed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from vedette_aggregator.aggregation import Candidate, GlobalModel
+from vedette_aggregator.artifacts import build_artifacts
+from vedette_aggregator.publication import Publication
+from vedette_aggregator.registry import Registry
+from vedette_aggregator.round_events import Released
+from vedette_aggregator.settings import TaskSection
+from vedette_core.learning.layout import Float32
+from vedette_core.learning.network import Network, build_network
+from vedette_core.learning.optimiser import FedAdam, FedAvg, Moments, ServerOptimiser
+from vedette_core.learning.spec import dense_spec, flow_spec
+from vedette_core.learning.weights_file import WeightsFile, read_weights, write_weights
+from vedette_schemas.errors import ConfigError
+from vedette_schemas.features import NETWORK_FLOWS, FeatureSchema, sensor_schema
+from vedette_schemas.model import ReleaseTarget, Variant, decimal
+from vedette_schemas.round import Plan, plan_bytes, read_plan
+
+RUNTIME_MIN: Final = "2.14.0"
+"""Oldest runtime that computed these graphs correctly when they were tried."""
+SENSOR_HISTORY: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TaskModel:
+    """What a task learns: its feature schema and its network."""
+
+    schema: FeatureSchema
+    network: Network
+
+    @classmethod
+    def of(cls, task: TaskSection) -> TaskModel:
+        """The model of a configured task."""
+        if task.use_case == "network":
+            schema = NETWORK_FLOWS
+            return cls(schema, build_network(flow_spec(*schema.input_shape)))
+        schema = sensor_schema(task.channels, window_s=task.period_s, history=SENSOR_HISTORY)
+        return cls(schema, build_network(dense_spec(*schema.input_shape)))
+
+
+def server_optimiser(task: TaskSection) -> ServerOptimiser:
+    """The task's server optimiser."""
+    if task.optimiser.kind == "fedadam":
+        return FedAdam(learning_rate=task.optimiser.learning_rate)
+    return FedAvg(learning_rate=task.optimiser.learning_rate)
+
+
+class Releases:
+    """Makes and publishes the releases of one task.
+
+    Args:
+        registry: the site's release repository.
+        task: its settings.
+        model: its feature schema and network.
+    """
+
+    def __init__(self, registry: Registry, task: TaskSection, model: TaskModel) -> None:
+        self._registry, self._task, self._model = registry, task, model
+
+    def initial(self, plan: Plan, now: float) -> GlobalModel:
+        """The model that the first round starts from: release 0, published if there is none yet.
+
+        Raises:
+            ConfigError: what is published is for another network or feature schema than the settings ask for.
+            TransientError: the disk is full.
+        """
+        versions = self._registry.versions(self._task.task)
+        if not versions:
+            weights = self._model.network.initial_weights(np.random.default_rng(self._task.seed))
+            data = write_weights(WeightsFile(self._model.network, weights, self._model.schema))
+            packed, digest = plan_bytes(plan)
+            files = {Variant.WEIGHTS: data, Variant.PLAN: packed}
+            custom = {v: self._describe(v, 0, None, digest) for v in files}
+            self._registry.publish(self._task.task, 0, files, custom, now)
+        newest = self._registry.versions(self._task.task)[-1]
+        target, data = self._registry.target(self._task.task, newest, Variant.WEIGHTS)
+        _, packed = self._registry.target(self._task.task, newest, Variant.PLAN)
+        weights = self._read(data, plan, read_plan(packed))
+        optimiser: Moments = server_optimiser(self._task).initial_state(len(weights))
+        sha256 = _digest(data)
+        return GlobalModel(newest, sha256, packed, target.round, weights, optimiser)
+
+    def release(self, candidate: Candidate, plan: bytes, now: float) -> tuple[Released, Publication]:
+        """Build every variant of a candidate, sign it, and make it the task's active release.
+
+        A candidate that was released before a crash is answered with that release.
+
+        Raises:
+            RefusedError, PeerError: a variant that does not hold: the candidate is not released, for good.
+            TransientError: the disk is full: try again.
+            ConfigError: the repository is damaged, or the quantiser is not installed.
+        """
+        version = candidate.parent_version + 1
+        artifacts = build_artifacts(
+            self._model.network,
+            candidate.weights,
+            task=self._task.task,
+            schema=self._model.schema,
+            ranges=candidate.ranges,
+        )
+        plan_digest = _digest(plan)
+        files = {variant: artifact.data for variant, artifact in artifacts.items()} | {Variant.PLAN: plan}
+        custom = {v: self._describe(v, version, candidate, plan_digest) for v in files}
+        publication = self._registry.publish(self._task.task, version, files, custom, now)
+        return Released(version, artifacts[Variant.WEIGHTS].sha256, plan_digest), publication
+
+    def _describe(self, variant: Variant, version: int, candidate: Candidate | None, plan: str) -> ReleaseTarget:
+        form = {Variant.WEIGHTS: "weights", Variant.PLAN: "plan"}.get(variant, "tflite")
+        return ReleaseTarget.model_validate(
+            {
+                "task": self._task.task,
+                "version": version,
+                "parent": candidate.parent_sha256 if candidate else "",
+                "round": candidate.round if candidate else 0,
+                "variant": variant,
+                "format": form,
+                "feature_schema": self._model.schema.digest,
+                "runtime_min": RUNTIME_MIN,
+                "contributors": len(candidate.contributors) if candidate else 0,
+                "transcript": candidate.transcript.hex() if candidate else "",
+                "plan": plan,
+                "metrics": {k: decimal(v) for k, v in candidate.metrics.items()} if candidate else {},
+                "active": True,
+            }
+        )
+
+    def _read(self, data: bytes, wanted: Plan, published: Plan) -> Float32:
+        found = read_weights(data)
+        difference = self._model.schema.difference(found.schema)
+        if difference or (published.network, published.dimension) != (wanted.network, wanted.dimension):
+            raise ConfigError(
+                f"task {self._task.task}: found releases of another model ({difference or 'another network'}), "
+                "expected the settings' one; a changed feature schema or network needs a new task name"
+            )
+        return found.weights
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

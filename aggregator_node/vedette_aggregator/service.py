@@ -1,0 +1,313 @@
+"""The aggregator's shell: owns the MQTT session, the clock and the store; feeds events in, carries effects out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any, Final
+
+from vedette_aggregator import alert_store
+from vedette_aggregator.alert_store import AlertStore
+from vedette_aggregator.fleet import Fleet
+from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, TelemetryReceived
+from vedette_aggregator.publication import Publication, retained_messages
+from vedette_aggregator.registry import Registry
+from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
+from vedette_aggregator.round_events import CheckInReceived, PublishCandidate, Released, ReleaseFailed, UploadReceived
+from vedette_aggregator.round_machine import RoundMachine
+from vedette_aggregator.round_settings import RoundSettings
+from vedette_aggregator.settings import AggregatorSettings, TaskSection
+from vedette_core.machine import Connected, Effect, Event, Publish, Tick
+from vedette_core.runtime.identity import client_context, key_ring, load_node
+from vedette_core.runtime.metrics import AGGREGATOR_METRICS, Metrics, resident_bytes
+from vedette_core.runtime.metrics import serve as serve_metrics
+from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
+from vedette_core.runtime.shell import Shell
+from vedette_core.runtime.storage import Database, StateStore
+from vedette_schemas.alert import Alert
+from vedette_schemas.envelope import seal
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError
+from vedette_schemas.round import Phase
+from vedette_schemas.telemetry import RECEIPT_TYPE, Receipt, ReceiptItem
+from vedette_schemas.topics import Topics
+
+log = logging.getLogger("vedette.aggregator")
+
+TICK_S: Final = 0.1
+HOUSEKEEPING_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 30.0
+SEED_KEY: Final = "aggregator/seed"
+RELEASE_RETRY_S: Final = 5.0
+
+
+class AggregatorService:
+    """One aggregator.
+
+    Args:
+        settings: its settings.
+
+    Raises:
+        ConfigError: a bundle, repository or state directory that cannot be used.
+    """
+
+    def __init__(self, settings: AggregatorSettings) -> None:
+        self._settings = settings
+        self._node = load_node(settings.identity.bundle, time.time())
+        if (self._node.id, self._node.site) != (settings.aggregator, settings.site):
+            raise ConfigError(
+                f"identity: found a bundle of {self._node.id} at {self._node.site}, "
+                f"expected {settings.aggregator} at {settings.site}; correct [identity] bundle, or site and aggregator"
+            )
+        self._topics = Topics(settings.site)
+        self._metrics = Metrics(AGGREGATOR_METRICS)
+        self._database = Database(settings.state_dir / "aggregator.db", alert_store.TABLES)
+        self._store = StateStore(self._database)
+        self._alerts = AlertStore(self._database)
+        self._fleet = Fleet(self._metrics)
+        self._registry = Registry(settings.trust_dir)
+        self._link = MqttLink(
+            LinkConfig(
+                settings.broker.host,
+                settings.broker.port,
+                self._node.id,
+                client_context(self._node.bundle),
+                clean_session=False,
+                keepalive_s=settings.broker.keepalive_s,
+            ),
+            self._take,
+            on_connect=self._connected,
+        )
+        self._shell = Shell(self._link, self._store, self._metrics)
+        self._releases: dict[str, Releases] = {}
+        self._machines: dict[str, RoundMachine] = {}
+        self._resume: dict[str, list[Effect]] = {}
+        self._working: set[asyncio.Task[None]] = set()
+        for task in settings.tasks:
+            self._add_task(task)
+        self._intake = self._make_intake()
+
+    def _add_task(self, task: TaskSection) -> None:
+        model = TaskModel.of(task)
+        settings = RoundSettings(**task.round.model_dump(), **task.training.model_dump())
+        plan = settings.plan(
+            task.task,
+            version=1,
+            feature_schema=model.schema.digest,
+            network=model.network.spec.digest,
+            dimension=model.network.layout.size,
+        )
+        releases = Releases(self._registry, task, model)
+        self._releases[task.task] = releases
+        self._machines[task.task], self._resume[task.task] = RoundMachine.restore(
+            self._store.all(f"round/{task.task}/"),
+            topics=self._topics,
+            aggregator=self._node.id,
+            signer=self._node.signer,
+            settings=settings,
+            plan=plan,
+            optimiser=server_optimiser(task),
+            model=releases.initial(plan, time.time()),
+            seed=self._seed(),
+        )
+
+    def _seed(self) -> bytes:
+        """Secret of the random selection, made once."""
+        seed = self._store.get(SEED_KEY)
+        if seed is None:
+            seed = os.urandom(32)
+            self._store.put(SEED_KEY, seed)
+        return seed
+
+    def _make_intake(self) -> Intake:
+        intake = Intake(self._topics, key_ring(self._node.bundle, self._settings.site), self._machines)
+        for machine in self._machines.values():
+            for device in intake.remember(machine.certificates, time.time()):
+                log.info("%s: its certificate no longer holds; it must check in again", device)
+        return intake
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set."""
+        server = None
+        if self._settings.metrics.enabled:
+            server, port = serve_metrics(self._metrics, self._settings.metrics.port, self._settings.metrics.host)
+            log.info("metrics on http://%s:%d/metrics", self._settings.metrics.host, port)
+        await self._link.subscribe(f"{self._topics.root}/device/+/up/#", 1)
+        await self._link.start()
+        background = [
+            asyncio.create_task(job, name=name)
+            for name, job in (
+                ("publisher", self._shell.run()),
+                ("ticker", self._tick()),
+                ("housekeeper", self._keep_house()),
+            )
+        ]
+        try:
+            for task, effects in self._resume.items():
+                await self._carry_out(task, effects)
+            stopped = asyncio.create_task(stop.wait(), name="stop")
+            done, _ = await asyncio.wait([stopped, *background], return_when=asyncio.FIRST_COMPLETED)
+            for job in done - {stopped}:
+                job.result()
+        finally:
+            for job in (*background, *self._working):
+                job.cancel()
+            await asyncio.gather(*background, *self._working, return_exceptions=True)
+            await self._link.stop()
+            if server is not None:
+                server.shutdown()
+            self._database.close()
+
+    # -- what comes in ------------------------------------------------------------------------------------------------
+
+    async def _take(self, message: MqttMessage) -> None:
+        kind = "unknown"
+        try:
+            kind = self._topics.parse(message.topic).kind
+            await self._sort(self._intake.take(message.topic, message.payload, time.time()), len(message.payload))
+        except PeerError as error:
+            self._metrics.inc("messages", kind, error.reason)
+            log.info("%s: %s", message.topic, error)
+        except TransientError as error:
+            # No receipt: the device keeps it and sends it again.
+            self._metrics.inc("messages", kind, "deferred")
+            log.warning("%s: %s", message.topic, error)
+        else:
+            self._metrics.inc("messages", kind, "accepted")
+
+    async def _sort(self, event: Event, payload_bytes: int) -> None:
+        match event:
+            case CheckInReceived(body):
+                await self._handle(body.task, event)
+            case UploadReceived(body):
+                self._metrics.inc("update_bytes", body.task, by=payload_bytes)
+                await self._handle(body.task, event)
+            case AlertReceived(body):
+                self._take_alert(body)
+            case StateReceived(body):
+                self._fleet.take_state(body)
+            case TelemetryReceived(body):
+                self._fleet.take_report(body)
+
+    def _take_alert(self, alert: Alert) -> None:
+        if self._alerts.add(alert, time.time()):
+            labels = (alert.model.task, alert.severity.value, alert.kind, alert.state.value)
+            self._metrics.inc("alerts_received", *labels)
+        item = ReceiptItem(id=f"{alert.id}.{alert.seq}", outcome="accepted")
+        receipt = seal(Receipt(device=alert.device, items=(item,)), RECEIPT_TYPE, self._node.id, self._node.signer)
+        self._shell.publish(Publish(self._topics.receipt(alert.device), receipt, qos=0))
+
+    def _connected(self, session_present: bool) -> None:
+        self._metrics.inc("broker_connects")
+        self._start(self._publish_again(), "republish")
+
+    async def _publish_again(self) -> None:
+        """The broker may have forgotten everything: put all retained state back."""
+        self._put_out(await asyncio.to_thread(self._registry.retained))
+        for task in self._machines:
+            await self._handle(task, Connected())
+
+    # -- machines -----------------------------------------------------------------------------------------------------
+
+    async def _handle(self, task: str, event: Event) -> None:
+        machine = self._machines[task]
+        before = machine.state
+        await self._carry_out(task, machine.handle(event, time.time()))
+        if machine.state is not before or isinstance(event, (CheckInReceived, UploadReceived, Released)):
+            self._show(task, machine)
+
+    async def _carry_out(self, task: str, effects: list[Effect]) -> None:
+        await self._shell.carry_out(effects, partial(self._special, task))
+
+    async def _special(self, task: str, effect: Effect) -> None:
+        match effect:
+            case PublishCandidate():
+                self._start(self._release(task, effect), f"release-{task}")
+            case _:
+                raise AssertionError(f"nobody carries out {effect!r}")
+
+    async def _release(self, task: str, effect: PublishCandidate) -> None:
+        while True:
+            try:
+                released, publication = await asyncio.to_thread(
+                    self._releases[task].release, effect.candidate, effect.plan, time.time()
+                )
+            except TransientError as error:
+                log.warning("release of %s: %s", task, error)
+                await asyncio.sleep(RELEASE_RETRY_S)
+            except (PeerError, RefusedError) as error:
+                log.error("release of %s: %s", task, error)
+                await self._handle(task, ReleaseFailed(str(error)[:200]))
+                return
+            else:
+                break
+        self._put_out(publication)
+        self._metrics.inc("releases", task)
+        self._metrics.set("release_version", task, value=released.version)
+        for stage in ("before", "after"):
+            self._metrics.set("round_loss", task, stage, value=effect.candidate.metrics[f"loss_{stage}"])
+        self._metrics.set("round_participants", task, value=len(effect.candidate.contributors))
+        await self._handle(task, released)
+
+    def _put_out(self, publication: Publication) -> None:
+        for topic, payload in retained_messages(self._topics, publication):
+            self._shell.publish(Publish(topic, payload, retain=True))
+
+    def _show(self, task: str, machine: RoundMachine) -> None:
+        self._metrics.set("round_number", task, value=machine.round)
+        for phase in Phase:
+            self._metrics.set("round_phase", task, phase.value, value=float(machine.state.value == phase.value))
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            for task, machine in self._machines.items():
+                deadline = machine.next_deadline()
+                if deadline is not None and deadline <= time.time():
+                    await self._handle(task, Tick())
+
+    async def _keep_house(self) -> None:
+        while True:
+            self._metrics.set("resident_memory_bytes", value=resident_bytes())
+            try:
+                publication = await asyncio.to_thread(self._registry.refresh_timestamp, time.time())
+                if publication:
+                    self._put_out(publication)
+                expires = await asyncio.to_thread(self._registry.expires)
+                self._metrics.set("trust_expiry_timestamp_seconds", value=expires["timestamp"])
+            except TransientError as error:
+                log.warning("release metadata: %s", error)
+            await asyncio.sleep(HOUSEKEEPING_S)
+
+    def _start(self, job: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(job, name=name)
+        self._working.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._working.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+
+def serve(settings: AggregatorSettings) -> None:
+    """Run an aggregator until SIGTERM or SIGINT.
+
+    Raises:
+        VedetteError: it cannot start, or cannot go on.
+    """
+    service = AggregatorService(settings)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await service.run(stop)
+
+    asyncio.run(main())

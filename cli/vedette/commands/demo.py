@@ -1,0 +1,103 @@
+"""`vedette demo`: the whole loop on recorded attacks, with nothing to set up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from vedette.demo.judge import Verdict
+    from vedette.demo.runner import DemoOptions
+
+
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="One pass without the live table: plain lines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of recordings; the shipped ones by default.")
+    ] = None,
+    speed: Annotated[
+        float, typer.Option("--speed", min=0, max=1000, help="Factor on the replay's speed; 0 is as fast as possible.")
+    ] = 1.0,
+    keep: Annotated[Path | None, typer.Option("--keep", help="New folder to keep settings, state and logs in.")] = None,
+    timeout: Annotated[float, typer.Option("--timeout", min=10, help="Seconds after which to give up.")] = 300.0,
+) -> None:
+    """Replay recorded attacks to a fleet of device nodes that detect them, learn together and apply signed releases."""
+    import asyncio
+    import json
+
+    from vedette.demo.plan import Pace
+    from vedette.demo.recordings import SHIPPED
+    from vedette.demo.runner import DemoOptions
+    from vedette.demo.summary import broken_promises
+    from vedette.exit_codes import ExitCode
+
+    options = DemoOptions(data or SHIPPED, Pace(speed), keep, timeout)
+    figures, verdict = asyncio.run(_watch(options, live=not (once or as_json), quiet=as_json))
+    broken = broken_promises(figures)
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2))
+    else:
+        _print_summary(figures, verdict)
+    for promise in broken:
+        typer.echo(f"vedette demo: {promise}", err=True)
+    if broken:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+async def _watch(options: DemoOptions, *, live: bool, quiet: bool) -> tuple[dict[str, Any], Verdict]:
+    from rich.console import Console
+    from rich.live import Live
+
+    from vedette.demo.runner import run
+    from vedette.demo.table import LiveTable
+    from vedette.observer import Observer, alert_line
+    from vedette_schemas.alert import Alert, AlertState
+
+    if quiet:
+        return await run(options)
+    console = Console()
+    if not live or not console.is_terminal:
+
+        def line(alert: Alert) -> None:
+            if alert.state is AlertState.OPEN:
+                typer.echo(alert_line(alert))
+
+        return await run(options, on_alert=line)
+    table = LiveTable(("network", "sensor"))
+    with Live(console=console, auto_refresh=False, transient=False) as view:
+
+        def look(observer: Observer) -> None:
+            view.update(table.draw(observer), refresh=True)
+
+        return await run(options, on_alert=table.take, on_look=look)
+
+
+def _print_summary(figures: dict[str, Any], verdict: Verdict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    days = sum(figures["benign_device_days"].values())
+    rounds = ", ".join(f"{task} {n}" for task, n in figures["rounds_by_task"].items())
+    for name, value in (
+        ("attacks alerted", f"{figures['attacks_detected']} of {figures['attacks_total']}"),
+        ("false alerts", f"{figures['false_alerts']} in {days:.2f} benign device-days"),
+        ("alert after", f"{figures['detection_delay_s_p50']} s of recorded time (median)"),
+        ("windows scored", f"{figures['windows_scored']:,}, {figures['score_us_p50']} µs each (median)"),
+        ("rounds", rounds),
+        ("releases activated", f"{figures['releases_activated']}, all signed: {figures['releases_verified']}"),
+        ("sent a device and round", f"{figures['bytes_up_per_device_round']:,} bytes"),
+        ("memory a device", f"{figures['rss_mb_device']} MB"),
+        ("took", f"{figures['seconds']} s"),
+    ):
+        table.add_row(name, value)
+    console = Console()
+    console.print()
+    console.print(table)
+    for episode in verdict.missed:
+        console.print(f"missed: {episode.gateway} {episode.source} {episode.kind} at {episode.entity}", style="yellow")

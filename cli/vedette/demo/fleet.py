@@ -1,0 +1,126 @@
+"""The demo's processes: started in order, watched, and ended by their own ids."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from vedette_schemas.errors import TransientError
+
+START_TIMEOUT_S: Final = 30.0
+STOP_TIMEOUT_S: Final = 8.0
+LOG_TAIL_LINES: Final = 12
+ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""A gateway's models are tiny: more threads cost memory and gain nothing."""
+
+
+@dataclass(slots=True)
+class _Member:
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    ends: bool
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Processes of `vedette`, each with a log file of its own.
+
+    Args:
+        logs: folder for the log files.
+    """
+
+    logs: Path
+    _members: list[_Member] = field(default_factory=list)
+
+    def start(self, name: str, *arguments: str, ends: bool = False) -> None:
+        """Start one ``vedette`` process.
+
+        Args:
+            name: of its log file.
+            arguments: command and options.
+            ends: whether it ends by itself when its work is done.
+        """
+        self.logs.mkdir(parents=True, exist_ok=True)
+        path = self.logs / f"{name}.log"
+        with path.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "vedette.main", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **ONE_THREAD},
+                start_new_session=True,
+            )
+        self._members.append(_Member(name, process, path, ends))
+
+    def wait_for_port(self, port: int) -> None:
+        """Wait until the newest member listens.
+
+        Raises:
+            TransientError: it ended, or does not listen in time.
+        """
+        limit = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < limit:
+            self.check()
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return
+            time.sleep(0.05)
+        raise TransientError(f"{self._members[-1].name}: does not listen on port {port} after {START_TIMEOUT_S:.0f} s")
+
+    def check(self) -> None:
+        """Look after the members.
+
+        Raises:
+            TransientError: one has ended; with the end of its log.
+        """
+        for member in self._members:
+            status = member.process.poll()
+            if status is not None and not (member.ends and status == 0):
+                lines = member.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+                raise TransientError(
+                    f"{member.name}: ended with status {status}, expected it to run; its log {member.log} ends with:\n"
+                    + "\n".join(f"    {line}" for line in lines)
+                )
+
+    def finished(self) -> bool:
+        """Whether every member that ends by itself has ended."""
+        return all(member.process.poll() is not None for member in self._members if member.ends)
+
+    def stop(self) -> None:
+        """End every member, newest first: politely, then by force."""
+        for member in reversed(self._members):
+            with contextlib.suppress(ProcessLookupError):
+                member.process.send_signal(signal.SIGTERM)
+        limit = time.monotonic() + STOP_TIMEOUT_S
+        for member in self._members:
+            try:
+                member.process.wait(max(0.1, limit - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                member.process.kill()
+                member.process.wait()
+        self._members.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody uses just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,91 @@
+"""How the demo is set: stretches, speeds, rounds. Fixed before the test stretch of any recording is read.
+
+A gateway's recording begins benign. Its first part trains, the next calibrates, and everything after that is replayed
+to armed detectors: the attacks, and the benign stretches before, between and behind them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vedette.demo.recordings import Gateway
+
+SITE: Final = "demo-site"
+NETWORK_TRAINING_WINDOWS: Final = 200
+NETWORK_CALIBRATION_WINDOWS: Final = 100
+SENSOR_TRAINING_ROWS: Final = 7_200
+SENSOR_CALIBRATION_ROWS: Final = 3_600
+SENSOR_PERIOD_S: Final = 30.0
+ROUNDS: Final = 3
+"""Federated rounds a task; detectors are armed with the last one's release."""
+NETWORK_SPEED: Final = 40.0
+SENSOR_SPEED: Final = 12_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast the recordings are replayed.
+
+    Attributes:
+        factor: multiplies both speeds; 0 replays as fast as the machine can.
+    """
+
+    factor: float = 1.0
+
+
+def tasks(channels: tuple[str, ...], devices: int) -> list[dict[str, Any]]:
+    """The aggregator's ``[[tasks]]``: short rounds, every device in every round."""
+    quorum = max(1, min(5, devices))
+    rounds = {
+        "checkin_s": 1.5,
+        "collect_s": 20.0,
+        "interval_s": 0.2,
+        "rounds_max": ROUNDS,
+        "quorum": quorum,
+        "survivors_min": quorum,
+        "group_size": 32,
+        "clip_norm": 20.0,
+    }
+    return [
+        {
+            "task": "network",
+            "use_case": "network",
+            "training": {"local_epochs": 20, "batch_size": 32, "learning_rate": 0.003, "examples_min": 64},
+            "round": rounds,
+        },
+        {
+            "task": "sensor",
+            "use_case": "sensor",
+            "channels": list(channels),
+            "period_s": SENSOR_PERIOD_S,
+            "training": {"local_epochs": 4, "batch_size": 64, "learning_rate": 0.003, "examples_min": 64},
+            "round": rounds,
+        },
+    ]
+
+
+def device_tables(gateway: Gateway, pace: Pace) -> dict[str, Any]:
+    """Further tables of a gateway's settings: both detectors, replaying its recordings."""
+    return {
+        "telemetry_s": 1.0,
+        "spool": {"resend_s": 5.0},
+        "network": {
+            "source": "file",
+            "path": gateway.network.path,
+            "local_networks": list(gateway.local_networks),
+            "training_windows": NETWORK_TRAINING_WINDOWS,
+            "calibration_windows": NETWORK_CALIBRATION_WINDOWS,
+            "replay": {"speed": NETWORK_SPEED * pace.factor, "wait_for_release": ROUNDS},
+        },
+        "sensor": {
+            "source": "file",
+            "path": gateway.sensor.path,
+            "channels": list(gateway.sensor.columns),
+            "period_s": SENSOR_PERIOD_S,
+            "entity": f"tank-{gateway.id}",
+            "training_windows": SENSOR_TRAINING_ROWS,
+            "calibration_windows": SENSOR_CALIBRATION_ROWS,
+            "replay": {"speed": SENSOR_SPEED * pace.factor, "wait_for_release": ROUNDS},
+        },
+    }

@@ -1,0 +1,140 @@
+"""Runs the demo: makes a site, starts its processes, watches them over MQTT, judges what they found."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from vedette.demo import plan, recordings
+from vedette.demo.fleet import Fleet, free_port
+from vedette.demo.judge import Verdict, judge
+from vedette.demo.recordings import Recordings, Source
+from vedette.demo.summary import summarise
+from vedette.observer import Observer
+from vedette.site import Site, create
+from vedette_aggregator.registry import Registry
+from vedette_schemas.alert import Alert
+from vedette_schemas.errors import RefusedError, TransientError
+from vedette_schemas.model import Variant
+
+POLL_S: Final = 0.25
+DRAIN_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What the user asked for.
+
+    Attributes:
+        data: folder of recordings.
+        pace: how fast they are replayed.
+        keep: folder to keep certificates, settings, state and logs in; None uses a temporary one.
+        timeout_s: after this the demo gives up.
+    """
+
+    data: Path
+    pace: plan.Pace
+    keep: Path | None
+    timeout_s: float
+
+
+Watcher = Callable[[Observer], None]
+
+
+async def run(
+    options: DemoOptions, *, on_alert: Callable[[Alert], None] | None = None, on_look: Watcher | None = None
+) -> tuple[dict[str, Any], Verdict]:
+    """Run the demo once.
+
+    Args:
+        options: what to replay, and how.
+        on_alert: called for every alert.
+        on_look: called a few times a second, for a live table.
+
+    Returns:
+        The figures, and the verdict that they are made of.
+
+    Raises:
+        ConfigError: recordings that cannot be used.
+        TransientError: a process ended early, or the time was up.
+    """
+    started = time.monotonic()
+    replayed = recordings.load(options.data)
+    async with AsyncExitStack() as stack:
+        base = options.keep
+        if base is None:
+            base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vedette-demo-")))
+        port = free_port()
+        site = _make_site(base / "site", replayed, options.pace, port)
+        fleet = stack.enter_context(Fleet(base / "logs"))
+        fleet.start("broker", "broker", "run", "-c", str(site.broker_config))
+        fleet.wait_for_port(port)
+        observer = await stack.enter_async_context(Observer(site.analytics_bundle, "127.0.0.1", port, on_alert))
+        fleet.start("aggregator", "aggregator", "run", "-c", str(site.aggregator_config))
+        for device, config in site.device_configs.items():
+            fleet.start(device, "device", "run", "-c", str(config), ends=True)
+        while not fleet.finished():
+            fleet.check()
+            if time.monotonic() - started > options.timeout_s:
+                raise TransientError(
+                    f"demo: not finished after {options.timeout_s:.0f} s; see the logs in {fleet.logs}"
+                )
+            if on_look is not None:
+                on_look(observer)
+            await asyncio.sleep(POLL_S)
+        await asyncio.sleep(DRAIN_S)
+        verdict = judge(replayed, observer.sightings(), armed_from(observer))
+        figures = summarise(
+            observer,
+            verdict,
+            devices=len(replayed.gateways),
+            tasks=("network", "sensor"),
+            seconds=time.monotonic() - started,
+            verified=all_signed(observer, site),
+        )
+    return figures, verdict
+
+
+def armed_from(observer: Observer) -> dict[tuple[str, Source], float]:
+    """(gateway, source) → recording time of the first scored window, as the devices report it."""
+    armed: dict[tuple[str, Source], float] = {}
+    for device, report in observer.reports.items():
+        for detector in report.detectors:
+            if detector.first_scored_s:
+                armed[(device, "sensor" if detector.task == "sensor" else "network")] = detector.first_scored_s
+    return armed
+
+
+def all_signed(observer: Observer, site: Site) -> bool:
+    """Whether the bytes that every device activated are those of a signed target of that task and version."""
+    registry = Registry(site.directory / "trust")
+    signed: set[tuple[str, int, str]] = set()
+    for task in registry.tasks:
+        for version in registry.versions(task):
+            for variant in Variant:
+                with contextlib.suppress(RefusedError):
+                    data = registry.target(task, version, variant)[1]
+                    signed.add((task, version, hashlib.sha256(data).hexdigest()))
+    return bool(observer.activated) and all(
+        (task, version, digest) in signed for (_device, task, version), digest in observer.activated.items()
+    )
+
+
+def _make_site(directory: Path, replayed: Recordings, pace: plan.Pace, port: int) -> Site:
+    devices = [gateway.id for gateway in replayed.gateways]
+    return create(
+        directory,
+        plan.SITE,
+        devices,
+        port=port,
+        tasks=plan.tasks(replayed.gateways[0].sensor.columns, len(devices)),
+        device_tables={gateway.id: plan.device_tables(gateway, pace) for gateway in replayed.gateways},
+    )

@@ -1,0 +1,139 @@
+"""What a subscriber sees of a site: alerts, device states, node reports, rounds. Reads only what its role may read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vedette.demo.judge import Sighting
+from vedette_core.runtime.identity import client_context, key_ring, learn_aggregator, load_node
+from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
+from vedette_schemas import alert as alerts
+from vedette_schemas import codec, envelope
+from vedette_schemas.alert import Alert, AlertState
+from vedette_schemas.errors import PeerError
+from vedette_schemas.round import Phase, RoundOpen
+from vedette_schemas.telemetry import DeviceState, Telemetry
+from vedette_schemas.topics import Topics
+
+log = logging.getLogger("vedette.observer")
+CONNECT_TIMEOUT_S = 20.0
+
+
+class Observer:
+    """A read-only subscriber with the ``analytics`` role.
+
+    Args:
+        bundle: folder of the analytics bundle.
+        host: the broker's host.
+        port: the broker's port.
+        on_alert: called for every alert that comes in.
+
+    Attributes:
+        alerts: every alert message, in order of arrival.
+        states: newest state a device.
+        reports: newest node report a device.
+        rounds: newest announcement a task.
+        completed: (task, round) of the rounds that were released.
+        activated: (device, task, version) → sha256 of every release that a device reported active.
+        rejected: messages that were not what their topic says.
+    """
+
+    def __init__(self, bundle: Path, host: str, port: int, on_alert: Callable[[Alert], None] | None = None) -> None:
+        now = time.time()
+        node = load_node(bundle, now)
+        self._ring = key_ring(node.bundle, node.site)
+        self._aggregator = learn_aggregator(self._ring, node.bundle, now).id
+        self._topics = Topics(node.site)
+        self._on_alert = on_alert
+        self._link = MqttLink(LinkConfig(host, port, node.id, client_context(node.bundle)), self._take)
+        self.alerts: list[Alert] = []
+        self.states: dict[str, DeviceState] = {}
+        self.reports: dict[str, Telemetry] = {}
+        self.rounds: dict[str, RoundOpen] = {}
+        self.completed: set[tuple[str, int]] = set()
+        self.activated: dict[tuple[str, str, int], str] = {}
+        self.rejected = 0
+        self._seen: set[tuple[str, str, int]] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._link.start()
+        root = self._topics.root
+        for below in ("device/+/up/alert", "device/+/up/state", "device/+/up/telemetry", "public/round/+"):
+            await self._link.subscribe(f"{root}/{below}", 1)
+        await self._link.wait_connected(CONNECT_TIMEOUT_S)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._link.stop()
+
+    async def closed(self) -> None:
+        """Wait for ever; a reader that only prints has nothing else to do."""
+        await asyncio.Event().wait()
+
+    def sightings(self) -> list[Sighting]:
+        """Alerts in the form in which they are judged; messages that only close an alert are none."""
+        return [
+            Sighting(
+                a.device,
+                "sensor" if a.detector == "sensor" else "network",
+                _seconds(a.window_start),
+                _seconds(a.window_end),
+                a.state is AlertState.OPEN,
+            )
+            for a in self.alerts
+            if a.state is not AlertState.CLOSED
+        ]
+
+    async def _take(self, message: MqttMessage) -> None:
+        try:
+            self._sort(message)
+        except PeerError as error:
+            self.rejected += 1
+            log.warning("%s: %s", message.topic, error)
+
+    def _sort(self, message: MqttMessage) -> None:
+        parsed = self._topics.parse(message.topic)
+        match parsed.kind:
+            case "alert":
+                alert = alerts.decode(message.payload)
+                key = (alert.device, alert.id, alert.seq)
+                if alert.device != parsed.device:
+                    raise PeerError(f"alert of {alert.device} on the topic of {parsed.device}", reason="sender")
+                if key not in self._seen:
+                    self._seen.add(key)
+                    self.alerts.append(alert)
+                    if self._on_alert is not None:
+                        self._on_alert(alert)
+            case "state":
+                state = codec.unpack_json(DeviceState, message.payload)
+                self.states[state.device] = state
+                for model in state.models:
+                    self.activated[(state.device, model.task, model.version)] = model.digest
+            case "telemetry":
+                report = codec.unpack(Telemetry, message.payload)
+                self.reports[report.device] = report
+            case "round":
+                opened, _ = envelope.unseal(
+                    RoundOpen, message.payload, "round.open", self._ring, sender=self._aggregator
+                )
+                self.rounds[opened.task] = opened
+                if opened.phase is Phase.DONE:
+                    self.completed.add((opened.task, opened.round))
+
+
+def _seconds(time_text: str) -> float:
+    return datetime.fromisoformat(time_text).timestamp()
+
+
+def alert_line(alert: Alert) -> str:
+    """One line for a terminal: when, how bad, whose, what."""
+    return f"{alert.time[:19]} {alert.severity.value:8} {alert.device} {alert.state.value:7} {alert.summary}"

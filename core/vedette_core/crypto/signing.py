@@ -1,0 +1,168 @@
+"""Ed25519 for envelopes: a signer that hides its key, and a key ring that only learns from verified certificates.
+
+Source: RFC 8032 (Ed25519).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from vedette_core.crypto.certificate_chain import CERTIFICATE_BYTES_MAX, load_certificates, verify_chain
+from vedette_core.crypto.certificates import CertificateRole, Identity, Purpose
+from vedette_schemas.errors import PeerError
+
+SENDERS_MAX: Final = 100_000
+"""Keys a ring holds, over all roles; a site has fewer nodes, and memory stays bounded (about 1 KB each)."""
+
+
+class Ed25519Signer:
+    """Signs bytes with a node's Ed25519 key and shows nothing of it.
+
+    Args:
+        key: the private key.
+    """
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+
+    @classmethod
+    def from_seed(cls, seed: bytes) -> Ed25519Signer:
+        """A signer from the 32-byte seed of RFC 8032."""
+        return cls(Ed25519PrivateKey.from_private_bytes(seed))
+
+    @property
+    def public_key(self) -> Ed25519PublicKey:
+        """The key that verifies what this signs."""
+        return self._key.public_key()
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the 64-byte Ed25519 signature of `data`."""
+        return self._key.sign(data)
+
+    def __repr__(self) -> str:
+        return "Ed25519Signer(<redacted>)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a signer is not pickled: its key stays where it is")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    identity: Identity
+    key: Ed25519PublicKey
+
+
+class KeyRing:
+    """The public keys of the senders of one site, each learnt from a verified certificate chain.
+
+    Args:
+        root: the site's root certificate, the only trust anchor.
+        site: the site's id; certificates of other sites are refused.
+        intermediates: authorities that are known beforehand, for example from ``ca.crt``.
+    """
+
+    def __init__(self, root: x509.Certificate, site: str, intermediates: Sequence[x509.Certificate] = ()) -> None:
+        self._root = root
+        self._site = site
+        self._intermediates = tuple(intermediates)
+        self._known: dict[str, _Known] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, sender: str) -> bool:
+        return sender in self._known
+
+    def learn(
+        self,
+        certificate: bytes,
+        now: float,
+        *,
+        intermediate: bytes = b"",
+        sender: str | None = None,
+        role: CertificateRole | None = None,
+    ) -> Identity:
+        """Verify a signing certificate and add its key; a newer certificate of the same sender replaces the older.
+
+        Args:
+            certificate: DER of the leaf, or PEM of the leaf followed by its issuers.
+            now: epoch seconds.
+            intermediate: DER or PEM of the issuer, where it travels apart.
+            sender: the only id accepted, where it is known.
+            role: the only role accepted, where it is known.
+
+        Raises:
+            PeerError: the chain does not hold, it is somebody else's, or the ring is full.
+        """
+        if not certificate.lstrip().startswith(b"-----") and len(certificate) > CERTIFICATE_BYTES_MAX:
+            raise PeerError(
+                f"certificate: found {len(certificate)} bytes, expected at most {CERTIFICATE_BYTES_MAX}",
+                reason="limit",
+            )
+        leaf, *rest = load_certificates(certificate)
+        if intermediate:
+            rest.extend(load_certificates(intermediate, "intermediate"))
+        # Only what could have issued it: a chain file also carries the root, and duplicates of what is known.
+        issuers = {c.fingerprint(SHA256()): c for c in (*rest, *self._intermediates) if c.subject == leaf.issuer}
+        identity = verify_chain(leaf, issuers.values(), self._root, now, purpose=Purpose.SIGNING, site=self._site)
+        if sender is not None and identity.id != sender:
+            raise PeerError(f"certificate: found that of {identity.id!r}, expected {sender!r}", reason="sender")
+        if role is not None and identity.role is not role:
+            raise PeerError(f"certificate of {identity.id}: found role {identity.role}, expected {role}", reason="role")
+        if identity.id not in self._known and len(self._known) >= SENDERS_MAX:
+            raise PeerError(f"{identity.id}: found a full ring of {SENDERS_MAX} senders", reason="limit")
+        assert isinstance(identity.public_key, Ed25519PublicKey)
+        known = self._known.get(identity.id)
+        if known is None or known.identity.not_after <= identity.not_after:
+            self._known[identity.id] = _Known(identity, identity.public_key)
+        return identity
+
+    def identity(self, sender: str) -> Identity:
+        """Who a sender is.
+
+        Raises:
+            PeerError: nobody that this ring has learnt.
+        """
+        return self._find(sender).identity
+
+    def verify(self, sender: str, signature: bytes, data: bytes) -> None:
+        """Check a signature.
+
+        Raises:
+            PeerError: unknown sender, or the signature is not the sender's over these bytes.
+        """
+        try:
+            self._find(sender).key.verify(signature, data)
+        except InvalidSignature:
+            raise PeerError(
+                f"{sender}: found a signature over {len(data)} bytes that its key did not make", reason="signature"
+            ) from None
+
+    def forget(self, sender: str) -> None:
+        """Remove a sender, if it is known."""
+        self._known.pop(sender, None)
+
+    def forget_expired(self, now: float) -> tuple[str, ...]:
+        """Remove every sender whose certificate has ended; return their ids."""
+        expired = tuple(s for s, known in self._known.items() if known.identity.not_after < now)
+        for sender in expired:
+            del self._known[sender]
+        return expired
+
+    def _find(self, sender: str) -> _Known:
+        known = self._known.get(sender)
+        if known is None:
+            raise PeerError(
+                f"{sender[:80]!r}: found no certificate of this sender, expected one of site {self._site}",
+                reason="unknown-sender",
+            )
+        return known

@@ -1,0 +1,403 @@
+"""One detector of a device: collects benign windows, calibrates a released model on them, then scores.
+
+===========  ===============================================  ==========================================================
+phase        until                                            what a window is used for
+===========  ===============================================  ==========================================================
+learning     `training_windows` windows                       scaling, usual ranges, training rows
+calibrating  `calibration_windows` more inputs, and a model   held out: usual errors and p-values of that very model
+armed                                                         scored; benign ones slowly renew the held-out inputs
+===========  ===============================================  ==========================================================
+
+Rows stay on the device: `training_matrix` is for the device's own share of a round. Only event time is known here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vedette_core.learning.calibration import SCORES_MAX, SCORES_MIN, RollingCalibration
+from vedette_core.learning.layout import Float32
+from vedette_core.learning.network import Network
+from vedette_core.learning.scoring import ResidualCalibration, ResidualScorer, calibrate_residuals
+from vedette_device.alert_record import ScoredWindow
+from vedette_device.baseline import INPUTS_KEPT_MAX, Baseline
+from vedette_device.features.windows import Window
+from vedette_device.input_history import InputHistory, pack_windows, unpack_windows
+from vedette_device.reasons import top_reasons
+from vedette_schemas.alert import AlertModel, FeatureReason
+from vedette_schemas.errors import ConfigError, PeerError
+from vedette_schemas.features import FeatureSchema
+from vedette_schemas.telemetry import SCORE_BUCKETS
+
+Phase = Literal["learning", "calibrating", "armed"]
+
+STATE_FORMAT: Final = 1
+WINDOWS_MAX: Final = SCORES_MAX
+"""Most windows of one phase: four days of one device at 5 s, 45 days of a process at a minute."""
+REASONS_P: Final = 0.25
+"""Windows with a larger p-value get no reasons: nobody will ask why an ordinary window was ordinary."""
+TIMINGS_KEPT: Final = 512
+"""Timings behind the reported quantiles: some minutes of a busy gateway."""
+
+
+class Reconstructs(Protocol):
+    """What a detector needs of a back end (`vedette_device.inference.Backend`)."""
+
+    @property
+    def network(self) -> Network:
+        """Shapes and target of the model."""
+
+    def reconstruct(self, x: Float32) -> Float32:
+        """Reconstructions ``(n, *target_shape)`` of ``(n, *input_shape)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorSettings:
+    """How much a detector learns from, and what it calls significant.
+
+    Attributes:
+        training_windows: windows of the learning phase, all entities together.
+        calibration_windows: inputs that are held out behind them.
+        alpha: significance of the threshold that alerts name.
+
+    Raises:
+        ConfigError: a number out of its range.
+    """
+
+    training_windows: int
+    calibration_windows: int
+    alpha: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.training_windows <= WINDOWS_MAX:
+            raise ConfigError(f"training_windows: found {self.training_windows}, expected 1 to {WINDOWS_MAX}")
+        if not SCORES_MIN <= self.calibration_windows <= WINDOWS_MAX:
+            raise ConfigError(
+                f"calibration_windows: found {self.calibration_windows}, expected {SCORES_MIN} to {WINDOWS_MAX}"
+            )
+        if not 0 < self.alpha < 1:
+            raise ConfigError(f"alpha: found {self.alpha}, expected a probability between 0 and 1")
+
+
+@dataclass(slots=True)
+class _Active:
+    """The model that scores, and its calibration on this device."""
+
+    backend: Reconstructs
+    model: AlertModel
+    scorer: ResidualScorer
+    rolling: RollingCalibration
+
+
+class Detector:
+    """The detector of one task.
+
+    Args:
+        schema: columns of the windows that it is fed.
+        settings: see `DetectorSettings`.
+        timer: monotonic nanoseconds, given by the shell; without it nothing is timed.
+    """
+
+    def __init__(
+        self, schema: FeatureSchema, settings: DetectorSettings, *, timer: Callable[[], int] | None = None
+    ) -> None:
+        self.schema = schema
+        self.settings = settings
+        self.windows_scored = 0
+        self.refused: Counter[str] = Counter()
+        self.p_histogram = [0] * SCORE_BUCKETS
+        self._timer = timer
+        self._timings_us: deque[float] = deque(maxlen=TIMINGS_KEPT)
+        self._history = InputHistory(schema)
+        self._learning: list[Window] = []
+        self._baseline: Baseline | None = None
+        self._training = self._empty()
+        self._training_next = 0
+        self._held_out = self._empty()
+        self._held_out_count = 0
+        self._pending: tuple[Reconstructs, AlertModel] | None = None
+        self._active: _Active | None = None
+        self._stored: tuple[str, ResidualCalibration, RollingCalibration] | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """Where the detector is; see the module's text."""
+        if self._baseline is None:
+            return "learning"
+        return "calibrating" if self._active is None else "armed"
+
+    @property
+    def is_calibratable(self) -> bool:
+        """Whether everything is collected, and only a model is missing (or not even that)."""
+        return self._held_out_count >= self.settings.calibration_windows
+
+    @property
+    def model(self) -> AlertModel | None:
+        """The model that scores, or that will once the calibration windows are complete."""
+        if self._active:
+            return self._active.model
+        return self._pending[1] if self._pending else None
+
+    @property
+    def training_rows(self) -> int:
+        """Rows of `training_matrix`; 0 in the learning phase."""
+        return len(self._training)
+
+    def score_us(self, quantile: float) -> float:
+        """Quantile of the time that scoring took, in microseconds a window; 0 before the first."""
+        return float(np.quantile(self._timings_us, quantile)) if self._timings_us else 0.0
+
+    def training_matrix(self, network: Network) -> Float32:
+        """Scaled benign inputs for a round's local training, ``(n, *input_shape)`` float32, at most `INPUTS_KEPT_MAX`.
+
+        Raises:
+            PeerError: the network's input is not the schema's.
+        """
+        return self._shaped(self._training.astype(np.float32), network)
+
+    def install(self, backend: Reconstructs, model: AlertModel) -> None:
+        """Score with this model from now on, or from the end of the calibration stretch on.
+
+        Its usual errors and p-values are measured here, with its own (quantised) arithmetic, on the inputs that are
+        held out.
+
+        Raises:
+            PeerError: the model's input is not the schema's; what was active stays so.
+        """
+        self._check(backend.network)
+        if self._baseline is None or not self.is_calibratable:
+            self._pending = (backend, model)
+            return
+        stored, self._stored, self._pending = self._stored, None, None
+        if stored is not None and stored[0] == model.digest:
+            # After a restart: the same model goes on with the calibration that it had.
+            scorer = ResidualScorer(backend.network, stored[1])
+            self._active = _Active(backend, model, scorer, stored[2])
+            return
+        x = self._shaped(self._held_out.astype(np.float32), backend.network)
+        reconstruction = self._baseline.bound(backend.reconstruct(x))
+        scorer = ResidualScorer(backend.network, calibrate_residuals(backend.network, x, reconstruction))
+        rolling = RollingCalibration(scorer.score(x, reconstruction))
+        self._active = _Active(backend, model, scorer, rolling)
+
+    def feed(self, windows: Sequence[Window], *, frozen: bool = False) -> list[ScoredWindow]:
+        """Take windows in the order of their time.
+
+        Args:
+            windows: usually those of one tick, all entities together: they are scored in one call of the back end.
+            frozen: whether an alert of this detector is open; nothing is then taken into the calibration.
+
+        Returns:
+            What was scored, in the same order; nothing before the detector is armed.
+        """
+        waiting: list[tuple[Window, npt.NDArray[np.float32], Float32]] = []
+        for window in windows:
+            if self._history.is_stale(window):
+                self.refused["stale"] += 1
+                continue
+            if self._baseline is None:
+                self._learn(window)
+                continue
+            values = self._history.push(window)
+            if values is None:
+                continue
+            scaled = self._baseline.scale(window.entity, values)
+            if self._active is not None:
+                waiting.append((window, values, scaled))
+            elif not self.is_calibratable:
+                self._hold_out(scaled)
+        return self._score(waiting, frozen=frozen) if waiting else []
+
+    def _learn(self, window: Window) -> None:
+        self._history.push(window)
+        self._learning.append(window)
+        if len(self._learning) < self.settings.training_windows:
+            return
+        self._baseline = baseline = Baseline.fit(self.schema, self._learning)
+        again = InputHistory(self.schema)
+        inputs = [(w.entity, values) for w in self._learning if (values := again.push(w)) is not None]
+        kept = np.unique(np.linspace(0, len(inputs) - 1, min(len(inputs), INPUTS_KEPT_MAX)).astype(np.intp))
+        self._learning = []
+        if len(kept):
+            scaled = [baseline.scale(*inputs[i]) for i in kept.tolist()]
+            # Half precision: values end at ±8, where its step is 1/256, finer than that of an INT8 input.
+            self._training = np.stack(scaled).astype(np.float16)
+
+    def _hold_out(self, scaled: Float32) -> None:
+        if not len(self._held_out):
+            self._held_out = np.zeros((self.settings.calibration_windows, *self.schema.input_shape), np.float16)
+        self._held_out[self._held_out_count] = scaled
+        self._held_out_count += 1
+        if self.is_calibratable and self._pending is not None:
+            self.install(*self._pending)
+
+    def _score(
+        self, waiting: list[tuple[Window, npt.NDArray[np.float32], Float32]], *, frozen: bool
+    ) -> list[ScoredWindow]:
+        assert self._active is not None
+        assert self._baseline is not None
+        started = self._timer() if self._timer else 0
+        active, baseline = self._active, self._baseline
+        network, calibration = active.backend.network, active.rolling.current
+        x = self._shaped(np.stack([scaled for _, _, scaled in waiting]), network)
+        reconstruction = baseline.bound(active.backend.reconstruct(x))
+        scores = active.scorer.score(x, reconstruction).astype(np.float64)
+        p_values = calibration.p_values(scores)
+        threshold, benign_max = max(calibration.threshold(self.settings.alpha), 0.0), calibration.largest
+        scored = []
+        for i, (window, values, _) in enumerate(waiting):
+            p_value = float(p_values[i])
+            reasons: tuple[FeatureReason, ...] = ()
+            if p_value <= REASONS_P:
+                ratio = (reconstruction[i] - network.target(x[i : i + 1])[0]) / active.scorer.calibration.scale
+                squared = np.square(ratio).reshape(-1, len(self.schema.columns))
+                reasons = top_reasons(
+                    squared, values[-len(squared) :], baseline.usual_of(window.entity), self.schema.columns
+                )
+            scored.append(
+                ScoredWindow(
+                    entity=window.entity,
+                    start_s=window.start_s,
+                    end_s=window.end_s,
+                    score=float(scores[i]),
+                    p_value=p_value,
+                    threshold=threshold,
+                    benign_max=benign_max,
+                    calibration_size=calibration.size,
+                    features=reasons,
+                    model=active.model,
+                )
+            )
+        if self._timer:
+            self._timings_us.append((self._timer() - started) / 1000.0 / len(waiting))
+        self._remember(waiting, scored, frozen=frozen)
+        return scored
+
+    def _remember(
+        self,
+        waiting: list[tuple[Window, npt.NDArray[np.float32], Float32]],
+        scored: list[ScoredWindow],
+        *,
+        frozen: bool,
+    ) -> None:
+        """Count, and renew what is held out: what leaves it becomes a training row, so that the two stay disjoint."""
+        assert self._active is not None
+        self.windows_scored += len(scored)
+        for (_, _, scaled), window in zip(waiting, scored, strict=True):
+            self.p_histogram[min(int(-4.0 * np.log10(window.p_value)), SCORE_BUCKETS - 1)] += 1
+            if frozen:
+                continue
+            place = self._active.rolling.observe(window.score, window.p_value)
+            if place is None:
+                continue
+            if len(self._training):
+                self._training[self._training_next] = self._held_out[place]
+                self._training_next = (self._training_next + 1) % len(self._training)
+            self._held_out[place] = scaled
+
+    def to_state(self) -> dict[str, Any]:
+        """Everything but the model itself, as plain data for msgpack; some megabytes at most."""
+        active = self._active
+        return {
+            "format": STATE_FORMAT,
+            "schema": self.schema.digest,
+            "learning": pack_windows(self._learning),
+            "history": pack_windows(list(self._history.windows())),
+            "baseline": self._baseline.to_state() if self._baseline else None,
+            "training": self._training.astype("<f2").tobytes(),
+            "training_next": self._training_next,
+            "held_out": self._held_out[: self._held_out_count].astype("<f2").tobytes(),
+            "windows_scored": self.windows_scored,
+            "p_histogram": list(self.p_histogram),
+            "active": {
+                "digest": active.model.digest,
+                "residuals": active.scorer.calibration.to_dict(),
+                "rolling": active.rolling.to_state(),
+            }
+            if active
+            else None,
+        }
+
+    @classmethod
+    def from_state(
+        cls,
+        schema: FeatureSchema,
+        settings: DetectorSettings,
+        state: Mapping[str, Any],
+        *,
+        timer: Callable[[], int] | None = None,
+    ) -> Detector:
+        """Go on from `to_state`'s form. The model must be installed again: it is not part of the state.
+
+        Raises:
+            PeerError: another format or schema, or parts that do not fit each other; start a new detector then.
+        """
+        detector = cls(schema, settings, timer=timer)
+        try:
+            detector._restore(state)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as fault:
+            raise PeerError(f"detector state: found {fault!r}, expected what `to_state` gives") from fault
+        return detector
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        found = (state["format"], state["schema"])
+        if found != (STATE_FORMAT, self.schema.digest):
+            raise PeerError(
+                f"detector state: found format {found[0]!r} and schema {found[1]!s:.12}, "
+                f"expected format {STATE_FORMAT} and schema {self.schema.digest:.12}; start the learning phase anew",
+                reason="schema",
+            )
+        columns = len(self.schema.columns)
+        self._learning = unpack_windows(state["learning"], columns)
+        for window in unpack_windows(state["history"], columns):
+            self._history.push(window)
+        if state["baseline"] is None:
+            return
+        self._baseline = Baseline.from_state(self.schema, state["baseline"])
+        self._training = self._inputs(state["training"])
+        self._training_next = int(state["training_next"]) % max(len(self._training), 1)
+        held_out = self._inputs(state["held_out"])[: self.settings.calibration_windows]
+        if len(held_out):
+            self._held_out = np.zeros((self.settings.calibration_windows, *self.schema.input_shape), np.float16)
+            self._held_out[: len(held_out)] = held_out
+            self._held_out_count = len(held_out)
+        self.windows_scored = int(state["windows_scored"])
+        histogram = [int(n) for n in state["p_histogram"]]
+        if len(histogram) != SCORE_BUCKETS:
+            raise ValueError(f"{len(histogram)} buckets")
+        self.p_histogram = histogram
+        active = state["active"]
+        if active is not None:
+            residuals = ResidualCalibration.from_dict(active["residuals"])
+            rolling = RollingCalibration.from_state(active["rolling"])
+            # With other settings the stretch has another length, and the calibration is measured anew.
+            if rolling.current.size == len(held_out) == self.settings.calibration_windows:
+                self._stored = (str(active["digest"]), residuals, rolling)
+
+    def _inputs(self, data: bytes) -> npt.NDArray[np.float16]:
+        inputs = np.frombuffer(data, "<f2").reshape(-1, *self.schema.input_shape).astype(np.float16)
+        if not np.isfinite(inputs).all():
+            raise ValueError("inputs that are not finite")
+        return inputs
+
+    def _empty(self) -> npt.NDArray[np.float16]:
+        return np.zeros((0, *self.schema.input_shape), np.float16)
+
+    def _shaped(self, inputs: Float32, network: Network) -> Float32:
+        self._check(network)
+        return inputs.reshape(len(inputs), *network.input_shape)
+
+    def _check(self, network: Network) -> None:
+        history, columns = self.schema.input_shape
+        if network.input_shape not in ((history, columns), (history * columns,)):
+            raise PeerError(
+                f"model: found input shape {network.input_shape}, expected {(history, columns)} or its flat form "
+                f"({history * columns},) for schema {self.schema.digest:.12}",
+                reason="schema",
+            )

@@ -1,0 +1,73 @@
+"""From (topic, payload) to a typed, verified event of a round, or to a `PeerError` with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from vedette_core.machine import Event
+from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened
+from vedette_schemas.envelope import Verifier, unseal
+from vedette_schemas.errors import PeerError
+from vedette_schemas.round import OPEN_TYPE, ROSTER_TYPE, Roster, RoundOpen
+from vedette_schemas.telemetry import RECEIPT_TYPE, Receipt
+from vedette_schemas.topics import Parsed, Topics
+
+
+class Intake:
+    """Takes the aggregator's messages in for one device.
+
+    Args:
+        topics: the site's topics.
+        device: own id.
+        aggregator: id of the aggregator, the only sender that is believed here.
+        tasks: the tasks that this device takes part in.
+        keys: knows the aggregator's key.
+    """
+
+    def __init__(self, topics: Topics, device: str, aggregator: str, tasks: Collection[str], keys: Verifier) -> None:
+        self._topics = topics
+        self._device = device
+        self._aggregator = aggregator
+        self._tasks = frozenset(tasks)
+        self._keys = keys
+
+    def take(self, topic: str, payload: bytes) -> Event:
+        """Take one message in.
+
+        Args:
+            topic: topic name as received.
+            payload: bytes as received.
+
+        Raises:
+            PeerError: it is not what may be said there; count it by its reason, and drop it.
+        """
+        parsed = self._topics.parse(topic)
+        match parsed.kind:
+            case "round":
+                self._check_task(parsed)
+                opened, _ = unseal(RoundOpen, payload, OPEN_TYPE, self._keys, sender=self._aggregator)
+                _same("round", "task", opened.task, parsed.task)
+                return RoundOpened(opened)
+            case "group":
+                self._check_task(parsed)
+                roster, _ = unseal(Roster, payload, ROSTER_TYPE, self._keys, sender=self._aggregator)
+                _same("roster", "task", roster.task, parsed.task)
+                _same("roster", "group", roster.gid, parsed.index)
+                return RosterReceived(roster)
+            case "receipt":
+                _same("receipt", "device", parsed.device, self._device)
+                receipt, _ = unseal(Receipt, payload, RECEIPT_TYPE, self._keys, sender=self._aggregator)
+                _same("receipt", "device", receipt.device, self._device)
+                return ReceiptReceived(receipt)
+        raise PeerError(f"topic {topic[:120]!r}: found a message that no round is about", reason="topic")
+
+    def _check_task(self, parsed: Parsed) -> None:
+        if parsed.task not in self._tasks:
+            raise PeerError(
+                f"round: found task {parsed.task!r}, expected one of {', '.join(sorted(self._tasks))}", reason="task"
+            )
+
+
+def _same(what: str, name: str, found: str | int | None, expected: str | int | None) -> None:
+    if found != expected:
+        raise PeerError(f"{what}: found {name} {found!r}, expected {expected!r} as in its topic", reason=name)

@@ -1,0 +1,242 @@
+"""One detector at work: windows in, alerts out, at the source's own pace."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, Final, Literal
+
+import msgpack
+
+from vedette_core.machine import Effect
+from vedette_core.runtime.metrics import Metrics
+from vedette_core.runtime.storage import StateStore
+from vedette_device.detection_machine import DetectionMachine, DetectionSettings, WindowScored
+from vedette_device.detector import Detector, DetectorSettings
+from vedette_device.features import Window
+from vedette_device.inference import LoadedModel
+from vedette_device.settings import DeviceSettings, NetworkSection, SensorSection
+from vedette_device.sources import SourceError
+from vedette_device.streams import open_stream
+from vedette_schemas.alert import AlertModel
+from vedette_schemas.errors import PeerError, TransientError
+from vedette_schemas.telemetry import DetectorReport
+
+log = logging.getLogger("vedette.detector")
+
+SAVE_S: Final = 300.0
+"""Seconds between two copies of a detector's state: what a crash may cost of the learning phase."""
+BREATH_WINDOWS: Final = 64
+"""Windows after which other work of the process gets its turn."""
+REFUSED_MAX: Final = 32
+"""Reasons in a report; sources have fewer."""
+_DELIVERED: Final = frozenset({"packets", "rows", "window_packets", "window_windows", "window_rows", "row_rows"})
+
+CarryOut = Callable[[Sequence[Effect]], Awaitable[None]]
+
+
+class Pipeline:
+    """A source, its detector and its alerts.
+
+    Args:
+        settings: the device's settings.
+        section: the detector's table in them.
+        store: where the detector's state is kept.
+        metrics: the device's metrics.
+
+    Raises:
+        ConfigError: the source cannot be opened.
+    """
+
+    def __init__(
+        self, settings: DeviceSettings, section: NetworkSection | SensorSection, store: StateStore, metrics: Metrics
+    ) -> None:
+        self.task = section.task
+        self.use_case: Literal["network", "sensor"] = "network" if isinstance(section, NetworkSection) else "sensor"
+        self._section, self._store, self._metrics = section, store, metrics
+        self._stream = open_stream(section)
+        self.schema = self._stream.schema
+        self.detector = self._restore_detector()
+        self.machine = DetectionMachine(
+            settings.site,
+            settings.device,
+            self.use_case,
+            self.task,
+            DetectionSettings(**section.alerts.model_dump()),
+        )
+        self.on_collected: Callable[[], Awaitable[None]] | None = None
+        self.on_scored: Callable[[int], None] | None = None
+        self.on_fault: Callable[[Exception], None] | None = None
+        self.fault: SourceError | None = None
+        self._version = 0
+        self._installed = asyncio.Event()
+        self._alerts_opened = 0
+        self._first_scored_s = self._last_scored_s = 0.0
+        self._pace: tuple[float, float] | None = None
+        self._counted: dict[str, int] = {}
+        self._saved_at = time.monotonic()
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the source is a finished recording."""
+        return self._stream.recorded
+
+    @property
+    def waits(self) -> bool:
+        """Whether a replay waits for a release, so that no live window can show what the model is worth."""
+        return self.recorded and self._version < self._section.replay.wait_for_release
+
+    def install(self, model: LoadedModel, version: int) -> None:
+        """Score with a model from now on.
+
+        Raises:
+            PeerError: it does not fit this detector's schema; what was active stays so.
+        """
+        if model.schema.digest != self.schema.digest:
+            raise PeerError(
+                f"model {model.sha256[:12]}: {self.schema.difference(model.schema)}; found in the model, expected here",
+                reason="schema",
+            )
+        self.detector.install(model.backend, AlertModel(task=self.task, version=version, digest=model.sha256[:16]))
+        self._version = version
+        self._metrics.set("release_version", self.task, value=version)
+        self.save()
+        self._installed.set()
+
+    async def run(self, carry_out: CarryOut) -> None:
+        """Read the source to its end, or for ever."""
+        await self._stream.start()
+        try:
+            await carry_out(self.machine.restore(self._store.all(self.machine.prefix)))
+            await self._announce_collected()
+            seen = 0
+            while (windows := await self._read()) is not None:
+                for tick in _ticks(windows):
+                    await self._take_turn(tick[0].end_s)
+                    await self._feed(tick, carry_out)
+                    seen += len(tick)
+                    if seen >= BREATH_WINDOWS:
+                        seen = 0
+                        await asyncio.sleep(0)
+                if time.monotonic() - self._saved_at > SAVE_S:
+                    self.save()
+                self._count_records()
+        finally:
+            self.save()
+            await self._stream.close()
+
+    def report(self) -> DetectorReport:
+        """What the detector did, for the node report."""
+        counters = self._stream.counters()
+        refused = {name: n for name, n in counters.items() if n and name not in _DELIVERED}
+        for name, count in self.detector.refused.items():
+            refused[name] = refused.get(name, 0) + count
+        return DetectorReport(
+            task=self.task,
+            phase=self.detector.phase,
+            windows=self.detector.windows_scored,
+            refused=dict(sorted(refused.items())[:REFUSED_MAX]),
+            p_histogram=tuple(self.detector.p_histogram),
+            score_us_p50=self.detector.score_us(0.5),
+            score_us_p99=self.detector.score_us(0.99),
+            alerts_opened=self._alerts_opened,
+            first_scored_s=self._first_scored_s,
+            last_scored_s=self._last_scored_s,
+        )
+
+    def save(self) -> None:
+        """Keep the detector's state over a restart; without room on the disk the last copy stays."""
+        self._saved_at = time.monotonic()
+        try:
+            self._store.put(self._key, bytes(msgpack.packb(self.detector.to_state())))
+        except TransientError as error:
+            log.warning("%s: %s", self.task, error)
+
+    @property
+    def _key(self) -> str:
+        return f"detector/{self.task}"
+
+    def _restore_detector(self) -> Detector:
+        settings = DetectorSettings(self._section.training_windows, self._section.calibration_windows)
+        saved = self._store.get(self._key)
+        if saved is not None:
+            try:
+                state: dict[str, Any] = msgpack.unpackb(saved, strict_map_key=False)
+                return Detector.from_state(self.schema, settings, state, timer=time.perf_counter_ns)
+            except (PeerError, ValueError, msgpack.UnpackException) as fault:
+                log.warning("%s: %s; learning starts anew", self.task, fault)
+        return Detector(self.schema, settings, timer=time.perf_counter_ns)
+
+    async def _read(self) -> list[Window] | None:
+        try:
+            return await self._stream.read()
+        except SourceError as error:
+            log.error("%s: %s", self.task, error)
+            self.fault = error
+            return None
+
+    async def _take_turn(self, end_s: float) -> None:
+        """Let a recording wait for its release, then keep to its pace."""
+        replay = self._section.replay
+        if not self.recorded:
+            return
+        if replay.wait_for_release and not self.detector.is_calibratable:
+            return
+        while self.waits:
+            self._installed.clear()
+            await self._installed.wait()
+        if not replay.speed:
+            return
+        now = time.monotonic()
+        if self._pace is None:
+            self._pace = (now, end_s)
+        ahead = self._pace[0] + (end_s - self._pace[1]) / replay.speed - now
+        if ahead > 0:
+            await asyncio.sleep(ahead)
+
+    async def _feed(self, tick: Sequence[Window], carry_out: CarryOut) -> None:
+        before = (self.detector.phase, self.detector.is_calibratable)
+        try:
+            scored = self.detector.feed(tick, frozen=bool(self.machine.open_entities))
+        except (FloatingPointError, ValueError) as fault:
+            log.exception("%s: scoring failed", self.task)
+            if self.on_fault is not None:
+                self.on_fault(fault)
+            return
+        if (self.detector.phase, self.detector.is_calibratable) != before:
+            log.info("%s: %s, %d training rows", self.task, self.detector.phase, self.detector.training_rows)
+            self.save()
+            await self._announce_collected()
+        if not scored:
+            return
+        self._first_scored_s = self._first_scored_s or scored[0].end_s
+        self._last_scored_s = scored[-1].end_s
+        self._metrics.inc("windows_scored", self.task, by=len(scored))
+        for window in scored:
+            await carry_out(self.machine.handle(WindowScored(window), time.time()))
+        if self.on_scored is not None:
+            self.on_scored(len(scored))
+
+    def count_opened(self) -> None:
+        """An alert was opened."""
+        self._alerts_opened += 1
+
+    async def _announce_collected(self) -> None:
+        if self.detector.training_rows and self.on_collected is not None:
+            await self.on_collected()
+
+    def _count_records(self) -> None:
+        for name, count in self._stream.counters().items():
+            new = count - self._counted.get(name, 0)
+            if new > 0:
+                self._metrics.inc("source_records", self.task, name, by=new)
+                self._counted[name] = count
+
+
+def _ticks(windows: Sequence[Window]) -> Iterator[list[Window]]:
+    """Windows that end together are scored together."""
+    for _, tick in groupby(windows, key=lambda window: window.end_s):
+        yield list(tick)

@@ -1,0 +1,392 @@
+"""The device node's shell: owns the MQTT session, the clock and the store; feeds events in, carries effects out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+import signal
+import time
+from collections.abc import Coroutine, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Final, Literal
+
+from vedette_core.machine import Connected, Effect, Publish, Tick
+from vedette_core.runtime.identity import AGGREGATOR_ID, client_context, key_ring, learn_aggregator, load_node
+from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics, resident_bytes
+from vedette_core.runtime.metrics import serve as serve_metrics
+from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage, Will
+from vedette_core.runtime.shell import Shell
+from vedette_core.runtime.storage import Database, Outbox, OutboxMessage, StateStore
+from vedette_device.intake import Intake
+from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened, Train
+from vedette_device.participation import Participation
+from vedette_device.pipeline import Pipeline
+from vedette_device.retained import RetainedReader
+from vedette_device.settings import DeviceSettings
+from vedette_device.trust import TrustClient
+from vedette_device.update_events import Activate, Confirm, FallBack, ReleaseAnnounced, ReportState, SelfTest, Stage
+from vedette_device.updates import Updates
+from vedette_schemas import codec
+from vedette_schemas.errors import ConfigError, PeerError, VedetteError
+from vedette_schemas.telemetry import DeviceState, Telemetry
+from vedette_schemas.topics import Topics
+from vedette_schemas.trust import TIMESTAMP_FILE
+
+log = logging.getLogger("vedette.device")
+
+TICK_S: Final = 0.2
+REFRESH_S: Final = 3600.0
+"""Seconds between two looks at the release metadata when nothing announces a change: metadata that went stale show."""
+REFRESH_RETRY_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
+DRAIN_S: Final = 10.0
+_UPDATE_EFFECTS: Final = (Stage, SelfTest, Activate, Confirm, FallBack, ReportState)
+
+
+class DeviceService:
+    """One device node.
+
+    Args:
+        settings: its settings.
+
+    Raises:
+        ConfigError: a bundle, source, root of trust or state directory that cannot be used.
+    """
+
+    def __init__(self, settings: DeviceSettings) -> None:
+        self._settings = settings
+        self._node = load_node(settings.identity.bundle, time.time())
+        if (self._node.id, self._node.site) != (settings.device, settings.site):
+            raise ConfigError(
+                f"identity: found a bundle of {self._node.id} at {self._node.site}, expected {settings.device} at "
+                f"{settings.site}; correct [identity] bundle, or site and device"
+            )
+        sections = [s for s in (settings.network, settings.sensor) if s is not None]
+        if not sections:
+            raise ConfigError("settings: found no detector, expected a [network] or a [sensor] table, or both")
+        if len({s.task for s in sections}) != len(sections):
+            raise ConfigError("settings: found two detectors of one task, expected a task each")
+        self._topics = Topics(settings.site)
+        self._session, self._seq, self._state_seq = secrets.token_hex(8), 0, 0
+        self._metrics = Metrics(DEVICE_METRICS)
+        self._database = Database(settings.state_dir / "device.db")
+        self._store = StateStore(self._database)
+        outbox = Outbox(self._database, messages_max=settings.spool.messages_max, bytes_max=settings.spool.bytes_max)
+        self._outbox = outbox
+        self._pipelines = {s.task: Pipeline(settings, s, self._store, self._metrics) for s in sections}
+        ring = key_ring(self._node.bundle, settings.site)
+        learn_aggregator(ring, self._node.bundle, time.time())
+        self._intake = Intake(self._topics, self._node.id, AGGREGATOR_ID, self._pipelines, ring)
+        self._link = MqttLink(
+            LinkConfig(
+                settings.broker.host,
+                settings.broker.port,
+                self._node.id,
+                client_context(self._node.bundle),
+                keepalive_s=settings.broker.keepalive_s,
+                will=Will(self._topics.state(self._node.id), self._state("lost")),
+            ),
+            self._take,
+            on_connect=self._connected,
+        )
+        self._shell = Shell(self._link, self._store, self._metrics, outbox, settings.spool.resend_s)
+        self._shell.on_published = self._count_bytes
+        self._shell.on_dropped = self._count_dropped
+        self._bytes_up = 0
+        self._dropped = 0
+        self._started = time.monotonic()
+        self._working: set[asyncio.Task[None]] = set()
+        self._refresh_wanted = asyncio.Event()
+        self._updates: dict[str, Updates] = {}
+        self._participations: dict[str, Participation] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Watch until every recording has ended, or `stop` is set.
+
+        Raises:
+            SourceError: a source broke; what came before it was scored and sent.
+        """
+        server = self._serve_metrics()
+        await self._assemble()
+        await self._link.subscribe(self._topics.receipt(self._node.id))
+        await self._link.subscribe(self._topics.trust(TIMESTAMP_FILE))
+        await self._link.start()
+        background = [
+            asyncio.create_task(job, name=name)
+            for name, job in (
+                ("publisher", self._shell.run()),
+                ("ticker", self._tick()),
+                ("reporter", self._report()),
+                ("releases", self._follow_releases()),
+                *((f"updates-{task}", u.run(self._carry_out)) for task, u in self._updates.items()),
+            )
+        ]
+        sources = asyncio.create_task(self._watch(), name="sources")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            done, _ = await asyncio.wait([sources, stopping, *background], return_when=asyncio.FIRST_COMPLETED)
+            for job in done - {stopping}:
+                job.result()
+            if sources in done:
+                log.info("every recording has ended")
+        finally:
+            sources.cancel()
+            await asyncio.gather(sources, return_exceptions=True)
+            await self._leave()
+            for job in (*background, stopping, *self._working):
+                job.cancel()
+            await asyncio.gather(*background, *self._working, return_exceptions=True)
+            await self._link.stop()
+            if server is not None:
+                server.shutdown()
+            self._database.close()
+        for pipeline in self._pipelines.values():
+            if pipeline.fault is not None:
+                raise pipeline.fault
+
+    async def _watch(self) -> None:
+        await asyncio.gather(*(p.run(self._quick(p)) for p in self._pipelines.values()))
+
+    # -- putting it together ------------------------------------------------------------------------------------------
+
+    def _serve_metrics(self) -> Any:
+        if not self._settings.metrics.enabled:
+            return None
+        server, port = serve_metrics(self._metrics, self._settings.metrics.port, self._settings.metrics.host)
+        log.info("metrics on http://%s:%d/metrics", self._settings.metrics.host, port)
+        return server
+
+    async def _assemble(self) -> None:
+        state_dir, training = self._settings.state_dir, asyncio.Lock()
+        self._reader = RetainedReader(self._link, asyncio.get_running_loop())
+        self._trust = TrustClient(
+            state_dir / "trust",
+            self._settings.identity.trust_root,
+            self._topics,
+            tuple(self._pipelines),
+            self._reader,
+            time.time,
+        )
+        for task, pipeline in self._pipelines.items():
+            saved = self._store.get(f"update/{task}")
+            self._updates[task] = Updates(
+                self._node.id, pipeline, state_dir / "models" / task, saved, self._trust, self._publish_state
+            )
+            self._participations[task] = Participation(
+                pipeline, self._node, self._topics, self._store, self._trust, training
+            )
+        for updates in self._updates.values():
+            await updates.start(self._carry_out)
+        for participation in self._participations.values():
+            await participation.start(self._carry_out)
+
+    # -- what comes in ------------------------------------------------------------------------------------------------
+
+    async def _take(self, message: MqttMessage) -> None:
+        kind = "unknown"
+        try:
+            kind = self._topics.parse(message.topic).kind
+            if message.topic == self._topics.trust(TIMESTAMP_FILE):
+                self._refresh_wanted.set()
+            if not self._reader.take(message.topic, message.payload) and message.payload:
+                await self._sort(kind, message)
+        except PeerError as error:
+            self._metrics.inc("messages", kind, error.reason)
+            log.info("%s: %s", message.topic, error)
+        else:
+            self._metrics.inc("messages", kind, "accepted")
+
+    async def _sort(self, kind: str, message: MqttMessage) -> None:
+        if kind in ("trust", "artifact"):
+            return
+        event = self._intake.take(message.topic, message.payload)
+        match event:
+            case RoundOpened(body):
+                await self._participations[body.task].handle(event)
+            case RosterReceived(roster):
+                await self._participations[roster.task].handle(event)
+            case ReceiptReceived(receipt):
+                for item in receipt.items:
+                    if item.outcome == "rejected":
+                        log.warning("the aggregator rejected %s: %s", item.id, item.reason)
+                    self._shell.receipt(item.id)
+                for participation in self._participations.values():
+                    await participation.handle(event)
+
+    def _connected(self, session_present: bool) -> None:
+        self._metrics.inc("broker_connects")
+        self._start(self._after_connect(), "after-connect")
+
+    async def _after_connect(self) -> None:
+        self._publish_state()
+        self._shell.flush()
+        self._refresh_wanted.set()
+        for participation in self._participations.values():
+            await participation.handle(Connected())
+
+    # -- what goes out ------------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, effects: Sequence[Effect]) -> None:
+        await self._shell.carry_out(effects, self._special)
+
+    def _quick(self, pipeline: Pipeline) -> Any:
+        """For detection: a full disk must not hold an alert back, it is worth more than the record of it."""
+
+        async def carry_out(effects: Sequence[Effect]) -> None:
+            for effect in effects:
+                if isinstance(effect, Publish):
+                    self._count_alert(pipeline, effect)
+            await self._shell.carry_out(effects, must_persist=False)
+
+        return carry_out
+
+    def _count_alert(self, pipeline: Pipeline, effect: Publish) -> None:
+        document = json.loads(effect.payload)
+        if document["state"] == "open":
+            pipeline.count_opened()
+        self._metrics.inc("alerts", pipeline.task, document["state"], document["severity"])
+
+    async def _special(self, effect: Effect) -> None:
+        if isinstance(effect, Train):
+            self._start(self._participations[effect.task].train(effect), f"train-{effect.task}")
+        elif isinstance(effect, _UPDATE_EFFECTS):
+            task = effect.task if isinstance(effect, (FallBack, ReportState)) else effect.model.task
+            await self._updates[task].special(effect)
+        else:
+            raise AssertionError(f"nobody carries out {effect!r}")
+
+    # -- releases -----------------------------------------------------------------------------------------------------
+
+    async def _follow_releases(self) -> None:
+        """Look at the signed metadata whenever something changed, and now and then."""
+        failures = 0
+        while True:
+            wait_s = REFRESH_RETRY_S[min(failures, len(REFRESH_RETRY_S)) - 1] if failures else REFRESH_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._refresh_wanted.wait(), wait_s)
+            self._refresh_wanted.clear()
+            if not self._link.connected:
+                continue
+            failures = 0 if await self._refresh() else failures + 1
+
+    async def _refresh(self) -> bool:
+        try:
+            releases = await asyncio.to_thread(self._trust.refresh)
+            for release in releases:
+                await self._participations[release.task].take_release(release)
+                if release.version:
+                    # Release 0 is where the first round starts: it has learnt nothing yet.
+                    self._updates[release.task].post(ReleaseAnnounced(release))
+        except VedetteError as error:
+            self._metrics.inc("updates", "", type(error).__name__)
+            log.warning("%s", error)
+            return False
+        for task, fault in self._trust.faults.items():
+            log.warning("%s: %s", task, fault)
+        return True
+
+    # -- reports ------------------------------------------------------------------------------------------------------
+
+    def _state(self, status: Literal["online", "stopped", "lost"]) -> bytes:
+        self._state_seq += 1
+        actives = [u.active for u in self._updates.values()] if hasattr(self, "_updates") else []
+        return codec.pack_json(
+            DeviceState(
+                device=self._node.id,
+                status=status,
+                session=self._session,
+                seq=self._state_seq,
+                time=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+                software=version("vedette"),
+                models=tuple(active.active_model() for active in actives if active is not None),
+            )
+        )
+
+    def _publish_state(self, status: Literal["online", "stopped"] = "online") -> None:
+        self._shell.publish(Publish(self._topics.state(self._node.id), self._state(status), retain=True))
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.telemetry_s)
+            self._publish_telemetry()
+
+    def _publish_telemetry(self, qos: int = 0) -> None:
+        self._seq += 1
+        spool_messages, spool_bytes, rss = self._outbox.messages, self._outbox.bytes, resident_bytes()
+        self._metrics.set("spool_messages", value=spool_messages)
+        self._metrics.set("spool_bytes", value=spool_bytes)
+        self._metrics.set("resident_memory_bytes", value=rss)
+        report = Telemetry(
+            device=self._node.id,
+            session=self._session,
+            seq=self._seq,
+            time_s=time.time(),
+            uptime_s=time.monotonic() - self._started,
+            rss_bytes=rss,
+            cpu_s=time.process_time(),
+            spool_messages=spool_messages,
+            spool_bytes=spool_bytes,
+            spool_dropped=self._dropped,
+            bytes_up=self._bytes_up,
+            detectors=tuple(p.report() for p in self._pipelines.values()),
+        )
+        self._shell.publish(Publish(self._topics.telemetry(self._node.id), codec.pack(report), qos=qos))
+
+    async def _leave(self) -> None:
+        """Say goodbye: the last report, the last receipts, and that it stopped on purpose."""
+        if not self._link.connected:
+            return
+        self._publish_telemetry(qos=1)
+        if not await self._shell.drained(DRAIN_S):
+            log.warning("%d messages have no receipt yet; they are sent at the next start", self._outbox.messages)
+        self._publish_telemetry(qos=1)
+        self._publish_state("stopped")
+        await self._shell.drained(1.0)
+
+    def _count_bytes(self, publication: Publish) -> None:
+        if "/up/fl/" in publication.topic:
+            self._bytes_up += len(publication.payload)
+
+    def _count_dropped(self, message: OutboxMessage) -> None:
+        self._dropped += 1
+        self._metrics.inc("spool_dropped", self._topics.parse(message.topic).kind)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.time()
+            for participation in self._participations.values():
+                if (participation.machine.next_deadline() or now + 1) <= now:
+                    await participation.handle(Tick())
+            for updates in self._updates.values():
+                if (updates.machine.next_deadline() or now + 1) <= now:
+                    updates.post(Tick())
+
+    def _start(self, job: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(job, name=name)
+        self._working.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._working.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+
+def serve(settings: DeviceSettings) -> None:
+    """Run a device node until its recordings end, or SIGTERM or SIGINT.
+
+    Raises:
+        VedetteError: it cannot start, or a source broke.
+    """
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await DeviceService(settings).run(stop)
+
+    asyncio.run(main())

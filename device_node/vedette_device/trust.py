@@ -1,0 +1,398 @@
+"""The device's view of signed releases: TUF over retained topics, and bytes that nobody sees before they are checked.
+
+The root that everything hangs on comes from a file given at enrolment, never from the network. Whoever carries the
+messages (broker, network) can only withhold; what it alters, mixes, or shows again is refused here. When metadata are
+stale the device goes on detecting and stops contributing.
+
+Everything here blocks: the shell runs it in a worker thread.
+
+Source: The Update Framework specification 1.0.34, §5 (client workflow), through python-tuf's ``ngclient``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Final, Protocol
+
+from pydantic import Field
+from tuf.api import exceptions
+from tuf.api.metadata import Signed, TargetFile, Targets  # type: ignore[attr-defined]  # public names, imported there
+from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig  # type: ignore[attr-defined]
+
+from vedette_core.runtime.durable import file_error, make_directory, synchronise_tree, write_durable
+from vedette_device.verified_release import VerifiedRelease, VerifiedTarget
+from vedette_schemas import codec
+from vedette_schemas.codec import Message
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
+from vedette_schemas.model import CHUNK_BYTES, MODEL_BYTES_MAX, ReleaseTarget, Variant, parse_custom, target_path
+from vedette_schemas.topics import Topics
+from vedette_schemas.trust import (
+    INDEX_FILE,
+    ROOT_BYTES_MAX,
+    ROOT_ROTATIONS_MAX,
+    SNAPSHOT_BYTES_MAX,
+    TARGETS_BYTES_MAX,
+    TASKS_MAX,
+    TIMESTAMP_BYTES_MAX,
+    TrustIndex,
+)
+
+FETCH_TIMEOUT_S: Final = 10.0
+"""How long a retained message is waited for: it comes in one round trip, or there is none."""
+_BASE: Final = "trust/"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_FORMATS: Final[Mapping[Variant, str]] = {Variant.WEIGHTS: "weights", Variant.PLAN: "plan"}
+
+
+class Fetch(Protocol):
+    """Reads the retained message of a topic; the shell subscribes, takes the first message, and leaves again."""
+
+    def __call__(self, topic: str, timeout_s: float) -> bytes:
+        """Return the payload.
+
+        Raises:
+            TransientError: nothing came within `timeout_s` seconds, or there is no connection.
+        """
+
+
+class RetainedMemory(dict[str, bytes]):
+    """Retained messages in memory, to fetch from: for tests, the simulator, and a first start without a broker."""
+
+    def __call__(self, topic: str, timeout_s: float) -> bytes:
+        """Return the payload of a topic; see `Fetch`."""
+        if topic not in self:
+            raise TransientError(f"{topic}: found nothing retained within {timeout_s:g} s")
+        return self[topic]
+
+
+class _Freshness(Message):
+    """What survives a restart beside the metadata: until when they are fresh, and how late it is at least."""
+
+    fresh_until_s: Annotated[float, Field(ge=0)] = 0.0
+    clock_floor_s: Annotated[float, Field(ge=0)] = 0.0
+
+
+class _RetainedFetcher(FetcherInterface):
+    """python-tuf's transport: metadata files from retained topics.
+
+    A retained topic that is empty does not answer; `TrustIndex` tells that there is no newer root without a wait. It
+    is an untrusted hint: a lie there delays, as withholding the file could.
+    """
+
+    def __init__(self, topics: Topics, fetch: Fetch, timeout_s: float) -> None:
+        self._topics, self._read, self._timeout_s = topics, fetch, timeout_s
+        self._index: frozenset[str] | None = None
+        self._index_read = False
+
+    def _fetch(self, url: str) -> Iterator[bytes]:
+        name = url.removeprefix(_BASE)
+        newer_root = name.endswith(".root.json")
+        if newer_root and self._listed(name) is False:
+            raise exceptions.DownloadHTTPError(f"{name} is not in the index", 404)
+        try:
+            yield self._read(self._topics.trust(name), self._timeout_s)
+        except TransientError as fault:
+            if newer_root and self._listed(name) is None:
+                raise exceptions.DownloadHTTPError(f"{name} did not come", 404) from fault
+            raise
+
+    def _listed(self, name: str) -> bool | None:
+        """Whether the index lists a file; None without a readable index."""
+        if not self._index_read:
+            self._index_read = True
+            with suppress(TransientError, PeerError):
+                data = self._read(self._topics.trust(INDEX_FILE), self._timeout_s)
+                self._index = frozenset(codec.unpack_json(TrustIndex, data).files)
+        return None if self._index is None else name in self._index
+
+
+class _Updater(Updater):
+    """One refresh of python-tuf's client, at a time that we say, with a look at what it has verified."""
+
+    def set_time(self, now_s: float) -> None:
+        """Judge expiry at `now_s` (epoch seconds) instead of the system's clock."""
+        self._trusted_set.reference_time = datetime.fromtimestamp(now_s, UTC)
+
+    def delegated(self, task: str) -> Targets | None:
+        """The verified role of a task; None if the top-level targets delegate nothing to it."""
+        self.get_targetinfo(target_path(task, 0, Variant.PLAN))  # walks to the role that answers for the task
+        found = self._trusted_set.get(task)
+        return found if isinstance(found, Targets) else None
+
+    def root_version(self) -> int:
+        """Version of the verified root."""
+        return self._trusted_set.root.version
+
+    def fresh_until_s(self) -> float:
+        """When the first of the verified files expires, epoch seconds."""
+        verified: Iterator[Signed] = iter(self._trusted_set)  # yields the objects, not their names
+        return min(signed.expires.timestamp() for signed in verified)
+
+
+class TrustClient:
+    """Finds and downloads a device's releases.
+
+    Args:
+        directory: the client's own; keeps the newest metadata, so that nobody can show older ones.
+        bootstrap_root: file with the site's root metadata, given at enrolment.
+        topics: the site's topics.
+        tasks: tasks whose releases this device runs.
+        fetch: reads retained messages.
+        clock: epoch seconds.
+        fetch_timeout_s: how long a retained message is waited for.
+
+    Raises:
+        ConfigError: the bootstrap root is missing or no root of TUF, or the directory is not writable.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        bootstrap_root: Path,
+        topics: Topics,
+        tasks: Sequence[str],
+        fetch: Fetch,
+        clock: Callable[[], float],
+        *,
+        fetch_timeout_s: float = FETCH_TIMEOUT_S,
+    ) -> None:
+        self._metadata = directory / "metadata"
+        self._freshness_file = directory / "freshness.json"
+        self._topics, self._tasks, self._fetch, self._clock = topics, tuple(tasks), fetch, clock
+        self._timeout_s = fetch_timeout_s
+        self._lock = threading.Lock()
+        self._releases: dict[str, VerifiedRelease] = {}
+        self._faults: dict[str, VedetteError] = {}
+        make_directory(self._metadata)
+        try:
+            self._bootstrap = bootstrap_root.read_bytes()
+        except OSError as fault:
+            raise ConfigError(
+                f"trust root {bootstrap_root}: found {fault.strerror}, expected the site's root.json; copy it from "
+                "the aggregator by a way that you trust"
+            ) from fault
+        self._freshness = self._load_freshness()
+        try:
+            for path in self._metadata.iterdir():
+                if path.is_file() and path.suffix != ".json":
+                    path.unlink()  # a temporary file of python-tuf, left by a crash
+            self._updater()
+        except (exceptions.RepositoryError, ValueError, KeyError, TypeError) as fault:
+            raise ConfigError(
+                f"trust root {bootstrap_root}: found no valid root metadata ({fault}), expected the site's root.json"
+            ) from fault
+        except OSError as fault:
+            raise file_error(fault, f"keep release metadata in {self._metadata}") from fault
+
+    @property
+    def contributing_allowed(self) -> bool:
+        """Whether metadata are fresh enough to take part in rounds; detection does not ask."""
+        return self._now() < self._freshness.fresh_until_s
+
+    @property
+    def fresh_until_s(self) -> float:
+        """When the verified metadata expire, epoch seconds; 0 before the first refresh."""
+        return self._freshness.fresh_until_s
+
+    @property
+    def faults(self) -> Mapping[str, VedetteError]:
+        """By task, why the last refresh has no release of it; one task's fault does not stop the others."""
+        return MappingProxyType(self._faults)
+
+    def refresh(self) -> list[VerifiedRelease]:
+        """Bring the metadata up to date and return the active release of every task that has one.
+
+        Raises:
+            RefusedError: a rollback, freeze or mix-and-match; rule says which.
+            PeerError: metadata that do not verify, or are larger than the contract.
+            TransientError: a file did not come, or the disk is full.
+        """
+        with self._lock:
+            try:
+                with _attacks(f"release metadata of site {self._topics.site}"):
+                    return self._refresh()
+            finally:
+                self._keep_time()
+
+    def release(self, task: str) -> VerifiedRelease:
+        """The active release of a task, as of the last refresh.
+
+        Raises:
+            RefusedError, PeerError: its metadata were refused, or it has no release.
+        """
+        if task in self._faults:
+            raise self._faults[task]
+        if task not in self._releases:
+            raise RefusedError(f"task {task}: found no active release, expected one after a refresh", rule="no-release")
+        return self._releases[task]
+
+    def download(self, target: VerifiedTarget) -> bytes:
+        """Fetch a target's bytes and check length and digest before anybody sees them.
+
+        Raises:
+            PeerError: more or other bytes than the signed metadata say.
+            TransientError: a part did not come.
+        """
+        count = max(1, math.ceil(target.length / CHUNK_BYTES))
+        data = bytearray()
+        for i in range(count):
+            topic = self._topics.artifact(target.sha256, None if count == 1 else i)
+            piece, wanted = self._fetch(topic, self._timeout_s), min(CHUNK_BYTES, target.length - len(data))
+            if len(piece) != wanted:
+                raise PeerError(
+                    f"{target.path}: found {len(piece)} bytes in part {i + 1} of {count}, expected {wanted}",
+                    reason="limit" if len(piece) > wanted else "length",
+                )
+            data += piece
+        found = bytes(data)
+        try:
+            TargetFile(target.length, {"sha256": target.sha256}, target.path).verify_length_and_hashes(found)
+        except exceptions.LengthOrHashMismatchError as fault:
+            raise PeerError(
+                f"{target.path}: found other bytes ({fault}), expected sha256 {target.sha256}", reason="digest"
+            ) from fault
+        return found
+
+    def _refresh(self) -> list[VerifiedRelease]:
+        updater = self._updater()
+        updater.refresh()
+        releases: dict[str, VerifiedRelease] = {}
+        faults: dict[str, VedetteError] = {}
+        for task in self._tasks:
+            try:
+                with _attacks(f"release metadata of task {task}"):
+                    found = _active_release(updater, task)
+            except VedetteError as fault:
+                faults[task] = fault
+            else:
+                if found is not None:
+                    releases[task] = found
+        # python-tuf renames without synchronising: after a power failure we would have forgotten what we had seen,
+        # and older metadata would pass. So it is made durable before anybody acts on it.
+        synchronise_tree(self._metadata)
+        self._freshness = self._freshness.model_copy(update={"fresh_until_s": updater.fresh_until_s()})
+        self._releases, self._faults = releases, faults
+        return list(releases.values())
+
+    def _updater(self) -> _Updater:
+        updater = _Updater(
+            str(self._metadata),
+            _BASE,
+            fetcher=_RetainedFetcher(self._topics, self._fetch, self._timeout_s),
+            config=UpdaterConfig(
+                max_root_rotations=ROOT_ROTATIONS_MAX,
+                max_delegations=TASKS_MAX + 1,
+                root_max_length=ROOT_BYTES_MAX,
+                timestamp_max_length=TIMESTAMP_BYTES_MAX,
+                snapshot_max_length=SNAPSHOT_BYTES_MAX,
+                targets_max_length=TARGETS_BYTES_MAX,
+            ),
+            bootstrap=self._bootstrap,
+        )
+        updater.set_time(self._now())
+        return updater
+
+    def _now(self) -> float:
+        return max(self._clock(), self._freshness.clock_floor_s)
+
+    def _keep_time(self) -> None:
+        """Remember how late it is, so that a clock set back does not make old metadata fresh again.
+
+        Never later than the metadata's own expiry: a clock that ran wild once must not lock out what is signed after.
+        """
+        floor = max(self._freshness.clock_floor_s, min(self._clock(), self._freshness.fresh_until_s))
+        self._freshness = self._freshness.model_copy(update={"clock_floor_s": floor})
+        with suppress(TransientError):  # a full disk must not hide what the refresh itself found
+            write_durable(self._freshness_file, codec.pack_json(self._freshness))
+
+    def _load_freshness(self) -> _Freshness:
+        with suppress(OSError, PeerError):
+            return codec.unpack_json(_Freshness, self._freshness_file.read_bytes())
+        return _Freshness()  # stale until the first refresh
+
+
+def _active_release(updater: _Updater, task: str) -> VerifiedRelease | None:
+    role = updater.delegated(task)
+    if role is None:
+        raise RefusedError(
+            f"task {task}: found no role that the site's targets delegate to it, expected one", rule="unknown-role"
+        )
+    active: dict[int, dict[Variant, VerifiedTarget]] = {}
+    for path, info in role.targets.items():
+        if updater.get_targetinfo(path) is not info:
+            raise RefusedError(
+                f"task {task}: found target {path[:120]!r} signed by its role, expected only paths below {task}/",
+                rule="arbitrary-installation",
+            )
+        target = _verified_target(task, path, info)
+        if target.custom.active:
+            active.setdefault(target.custom.version, {})[target.custom.variant] = target
+    if not active:
+        return None
+    if len(active) != 1:
+        raise PeerError(f"task {task}: found active releases {sorted(active)}, expected one", reason="active")
+    ((version, targets),) = active.items()
+    plan = targets.get(Variant.PLAN)
+    if plan is None or any(t.custom.plan != plan.sha256 for t in targets.values()):
+        raise PeerError(f"release {task} {version}: found no plan target that all of it names", reason="plan")
+    return VerifiedRelease(task, version, (updater.root_version(), role.version), MappingProxyType(targets))
+
+
+def _verified_target(task: str, path: str, info: TargetFile) -> VerifiedTarget:
+    custom: ReleaseTarget = parse_custom(info.custom)
+    form = _FORMATS.get(custom.variant, "tflite")
+    if custom.task != task or path != target_path(task, custom.version, custom.variant) or custom.format != form:
+        raise PeerError(
+            f"target {path[:120]!r}: found a description of {custom.task} {custom.version} {custom.variant.value} "
+            f"({custom.format}), expected one of its own path",
+            reason="description",
+        )
+    sha256 = info.hashes.get("sha256", "")
+    if not _SHA256.fullmatch(sha256):
+        raise PeerError(f"target {path}: found digests {sorted(info.hashes)}, expected sha256", reason="digest")
+    if not 1 <= info.length <= MODEL_BYTES_MAX:
+        raise PeerError(f"target {path}: found {info.length} bytes, expected 1 to {MODEL_BYTES_MAX}", reason="limit")
+    return VerifiedTarget(path, info.length, sha256, custom)
+
+
+@contextmanager
+def _attacks(what: str) -> Iterator[None]:
+    """Turn what python-tuf raises into our errors: what was found, what was expected, who must act."""
+    try:
+        yield
+    except exceptions.ExpiredMetadataError as fault:
+        raise RefusedError(
+            f"{what}: found expired metadata ({fault}), expected fresh ones; check that the aggregator runs, and this "
+            "device's clock; until then it detects and does not contribute",
+            rule="freeze",
+        ) from fault
+    except exceptions.BadVersionNumberError as fault:
+        raise RefusedError(f"{what}: found an older version than before ({fault})", rule="rollback") from fault
+    except exceptions.LengthOrHashMismatchError as fault:
+        raise RefusedError(
+            f"{what}: found a file that is not the one its siblings name ({fault})", rule="mix-and-match"
+        ) from fault
+    except exceptions.UnsignedMetadataError as fault:
+        raise PeerError(
+            f"{what}: found too few valid signatures ({fault}), expected the role's keys", reason="signature"
+        ) from fault
+    except exceptions.DownloadLengthMismatchError as fault:
+        raise PeerError(f"{what}: found more bytes than the contract allows ({fault})", reason="limit") from fault
+    except exceptions.DownloadError as fault:
+        raise TransientError(f"{what}: a file did not come ({fault}); it is tried again") from fault
+    except exceptions.RepositoryError as fault:
+        cause = fault.__cause__ or fault
+        raise PeerError(f"{what}: found metadata that do not hold ({fault}: {cause})", reason="metadata") from fault
+    except OSError as fault:
+        raise file_error(fault, f"keep {what}") from fault
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as fault:
+        raise PeerError(
+            f"{what}: found malformed metadata ({type(fault).__name__}: {fault})", reason="malformed"
+        ) from fault

@@ -1,0 +1,46 @@
+"""Signed release metadata on retained topics: the limits both sides hold, and the hint about which files exist.
+
+The files themselves are TUF metadata as they are (``public/trust/{file}``); only the hint is a message of ours.
+
+Source: The Update Framework specification 1.0.34, §4 (file formats) and §5 (client workflow).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from vedette_schemas.codec import Message
+
+ROOT_BYTES_MAX: Final = 64 * 1024
+"""Largest root file: room for some forty Ed25519 keys and signatures."""
+TIMESTAMP_BYTES_MAX: Final = 16 * 1024
+"""Largest timestamp file; it names one snapshot and is about 0.5 KiB."""
+SNAPSHOT_BYTES_MAX: Final = 64 * 1024
+"""Largest snapshot file; one entry of about 150 bytes a task."""
+TARGETS_BYTES_MAX: Final = 192 * 1024
+"""Largest targets file; fits one MQTT message, and holds the kept releases of a task many times over."""
+ROOT_ROTATIONS_MAX: Final = 64
+"""Most root files that are walked in one refresh: some decades of yearly rotations."""
+TASKS_MAX: Final = 8
+"""Most tasks of a site, and so most delegated roles."""
+
+TIMESTAMP_FILE: Final = "timestamp.json"
+INDEX_FILE: Final = "index.json"
+ROLE_NAMES: Final = frozenset({"root", "targets", "snapshot", "timestamp", "index"})
+"""Names that a task cannot have, because its role's files would be taken for these."""
+
+
+class TrustIndex(Message):
+    """Names of the metadata files that are retained now; an **untrusted hint**.
+
+    A retained topic that is empty never answers, so that a device could learn only by waiting that there is no newer
+    root. The hint spares it the wait. It is not signed and decides nothing: leaving a file out delays a device exactly
+    as withholding the file would, and naming a file that is not there delays it by one wait.
+
+    Attributes:
+        files: file names below ``public/trust/``.
+    """
+
+    files: Annotated[tuple[Annotated[str, Field(max_length=255)], ...], Field(max_length=512)]

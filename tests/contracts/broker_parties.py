@@ -1,0 +1,217 @@
+"""Brokers under test, and parties that speak through them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from vedette_broker import ca
+from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig
+from vedette_broker.mosquitto import CONF, MosquittoConfig, render
+from vedette_core.crypto.certificates import CertificateRole
+from vedette_core.runtime.identity import Bundle, client_context
+from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
+from vedette_schemas.topics import Topics
+
+SITE = "lab"
+TOPICS = Topics(SITE)
+WAIT_S = 10.0
+"""How long a test waits for what must come; never for what must not."""
+MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+
+
+@dataclass
+class Authority:
+    """A site's certificate authority with one bundle a party."""
+
+    directory: Path
+    bundles: dict[str, Path]
+
+    def context(self, party: str) -> Any:
+        return client_context(Bundle(self.bundles[party]))
+
+
+def make_authority(directory: Path, devices: Sequence[str], now: float | None = None) -> Authority:
+    moment = time.time() if now is None else now
+    ca.init(directory, SITE, now=moment)
+    bundles = {}
+    for role in (CertificateRole.BROKER, CertificateRole.AGGREGATOR, CertificateRole.ANALYTICS):
+        bundles[role.value] = ca.issue(directory, role.value, role, now=moment)
+    for device in devices:
+        bundles[device] = ca.issue(directory, device, CertificateRole.DEVICE, now=moment)
+    return Authority(directory, bundles)
+
+
+class BrokerUnderTest(Protocol):
+    """A broker that a test can stop and start again on the same port."""
+
+    name: str
+    port: int
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Embedded:
+    """The embedded broker on a loop of its own, in a thread."""
+
+    name = "embedded"
+
+    def __init__(self, authority: Authority) -> None:
+        self._bundle = authority.bundles["broker"]
+        self.port = 0
+        self.broker: EmbeddedBroker | None = None
+
+    def start(self) -> None:
+        ready: threading.Event = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), daemon=True)
+        self._thread.start()
+        assert ready.wait(WAIT_S)
+
+    async def _serve(self, ready: threading.Event) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        async with EmbeddedBroker(EmbeddedConfig(self._bundle, port=self.port)) as self.broker:
+            self.port = self.broker.port
+            ready.set()
+            await self._stop.wait()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(WAIT_S)
+        assert not self._thread.is_alive()
+
+
+class Mosquitto:
+    """Mosquitto as a child process, with the configuration that we render."""
+
+    name = "mosquitto"
+
+    def __init__(self, authority: Authority, directory: Path) -> None:
+        self._authority, self._directory = authority, directory
+        (directory / "state").mkdir(parents=True)
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        assert MOSQUITTO is not None
+        config = MosquittoConfig(
+            site=SITE,
+            bundle=str(self._authority.bundles["broker"]),
+            directory=str(self._directory),
+            state_directory=str(self._directory / "state"),
+            port=self.port,
+            run_as="root" if os.geteuid() == 0 else "",
+        )
+        for name, text in render(config).items():
+            (self._directory / name).write_text(text)
+            (self._directory / name).chmod(0o600)
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen([MOSQUITTO, "-c", str(self._directory / CONF)], stdout=log, stderr=log)
+        limit = time.monotonic() + WAIT_S
+        while not answers(self.port):
+            said = (self._directory / "log").read_text()[-2000:]
+            assert self._process.poll() is None, f"mosquitto ended: {said}"
+            assert time.monotonic() < limit, f"mosquitto does not listen: {said}"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(WAIT_S)
+            self._process = None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def make_broker(name: str, authority: Authority, directory: Path) -> BrokerUnderTest:
+    if name == "embedded":
+        return Embedded(authority)
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed (Debian package mosquitto)")
+    return Mosquitto(authority, directory)
+
+
+@dataclass
+class Party:
+    """A link, and what it received."""
+
+    link: MqttLink
+    id: str
+    received: list[MqttMessage] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [m.payload for m in self.received]
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def until_payload(self, payload: bytes, timeout_s: float = WAIT_S) -> None:
+        await self.until(lambda: payload in self.payloads, timeout_s)
+
+
+@asynccontextmanager
+async def party(
+    broker: BrokerUnderTest,
+    authority: Authority,
+    who: str,
+    filters: Sequence[str] = (),
+    *,
+    wait: bool = True,
+    handler: Callable[[MqttMessage], Any] | None = None,
+    **config: Any,
+) -> AsyncIterator[Party]:
+    """Connect as a party, subscribed with QoS 1 to filters below the site's root."""
+    config.setdefault("tls", authority.context(config.pop("certificate_of", who)))
+    config.setdefault("client_id", who)
+    me: Party
+
+    async def take(message: MqttMessage) -> None:
+        me.received.append(message)
+        me.changed.set()
+        if handler is not None:
+            await handler(message)
+
+    link = MqttLink(LinkConfig(host="127.0.0.1", port=broker.port, **config), take)
+    me = Party(link, who)
+    for topic_filter in filters:
+        await link.subscribe(path(topic_filter), 1)
+    async with link:
+        if wait:
+            await link.wait_connected(WAIT_S)
+        yield me
+
+
+def path(below: str) -> str:
+    """A topic or filter below the site's root; `below` may also be a whole one."""
+    return below if below.startswith(("vedette/", "#", "+", "$")) else f"{TOPICS.root}/{below}"

@@ -1,0 +1,34 @@
+"""Fixtures of the broker contracts: every contract runs on the embedded broker and on Mosquitto."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from broker_parties import Authority, BrokerUnderTest, make_authority, make_broker
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return make_authority(tmp_path_factory.mktemp("site") / "ca", ["dev-a", "dev-b", "dev-c"])
+
+
+@pytest.fixture(scope="session", params=["embedded", "mosquitto"])
+def broker(
+    request: pytest.FixtureRequest, authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BrokerUnderTest]:
+    """A running broker, shared: tests use topics of their own and leave it running."""
+    running = make_broker(request.param, authority, tmp_path_factory.mktemp(request.param))
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(params=["embedded", "mosquitto"])
+def own_broker(request: pytest.FixtureRequest, authority: Authority, tmp_path: Path) -> Iterator[BrokerUnderTest]:
+    """A running broker of this test alone, which it may stop and start."""
+    running = make_broker(request.param, authority, tmp_path / "broker")
+    running.start()
+    yield running
+    running.stop()

@@ -1,0 +1,322 @@
+"""The release registry on a real disk: versions, what is retained, crashes at every step, keys."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from power_cut import count_steps, run_until_cut
+from release_site import HOUR, START, TASKS, Site, describe, release_files
+
+from vedette_aggregator.publication import Publication, retained_messages
+from vedette_aggregator.registry import RELEASES_KEPT, Registry
+from vedette_aggregator.registry_ceremony import renew
+from vedette_schemas.errors import ConfigError, RefusedError, TransientError
+from vedette_schemas.model import CHUNK_BYTES, MODEL_BYTES_MAX, Variant
+from vedette_schemas.topics import Topics
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+def test_versions_go_up_by_one(site: Site) -> None:
+    for version in range(3):
+        site.publish("network", version)
+        assert site.registry.active("network") == version
+    for wrong in (1, 4, 17):
+        files = release_files("network", wrong, "other")
+        with pytest.raises(RefusedError, match="expected version 3") as refused:
+            site.registry.publish("network", wrong, files, describe("network", wrong, files), START)
+        assert refused.value.rule == "version"
+    assert site.registry.active("sensor") is None
+
+
+def test_publishing_the_same_release_again_changes_nothing(site: Site) -> None:
+    first = site.publish("network", 0)
+    again = site.publish("network", 0)
+    assert dict(again.metadata) == {n: d for n, d in first.metadata.items() if n in again.metadata}
+    assert set(again.metadata) == {"2.network.json", "2.snapshot.json", "timestamp.json"}
+    assert again.artifacts == first.artifacts
+
+
+def test_a_release_without_weights_or_plan_is_refused(site: Site) -> None:
+    for missing in (Variant.WEIGHTS, Variant.PLAN):
+        files = release_files("network", 0)
+        custom = describe("network", 0, files)
+        del files[missing], custom[missing]
+        with pytest.raises(RefusedError, match="weights and plan"):
+            site.registry.publish("network", 0, files, custom, START)
+
+
+def test_a_description_of_something_else_is_refused(site: Site) -> None:
+    files = release_files("network", 0)
+    for task, version in (("sensor", 0), ("network", 1)):
+        with pytest.raises(RefusedError, match="found a description of"):
+            site.registry.publish("network", 0, files, describe(task, version, files), START)
+    custom = describe("network", 0, files)
+    with pytest.raises(RefusedError, match="expected 1 to"):
+        site.registry.publish("network", 0, files | {Variant.INT8: bytes(MODEL_BYTES_MAX + 1)}, custom, START)
+    with pytest.raises(ConfigError, match="found no task 'host'"):
+        site.registry.publish("host", 0, files, describe("host", 0, files), START)
+
+
+def test_disk_and_broker_stay_bounded(site: Site) -> None:
+    for version in range(8):
+        site.publish("network", version)
+    assert site.registry.versions("network") == tuple(range(8 - RELEASES_KEPT, 8))
+    on_disk = {p.name for p in (site.repository / "artifacts").iterdir()}
+    assert len(on_disk) == 1 + 2 * RELEASES_KEPT  # one plan; weights and int8 a release
+    assert len(list((site.repository / "metadata").iterdir())) < 12
+    retained = site.registry.retained()
+    assert len(retained.artifacts) == 1 + 2 * 2  # the active release and the one before
+    # What devices were offered release by release is what a freshly connected aggregator retains: no leak.
+    fresh = {t: p for t, p in retained_messages(site.topics, retained) if p}
+    assert site.retained == fresh
+
+
+def test_a_broker_that_was_away_is_cleaned_up_at_the_next_connection(site: Site) -> None:
+    site.publish("network", 0)
+    before = set(site.retained)
+    for version in range(1, 5):  # none of these reaches the broker
+        files = release_files("network", version)
+        site.registry.publish("network", version, files, describe("network", version, files), START)
+    site.deliver(site.registry.retained())
+    fresh = {t for t, p in retained_messages(site.topics, site.registry.retained()) if p}
+    assert set(site.retained) == fresh
+    assert before - fresh, "nothing had to be withdrawn: the test shows nothing"
+
+
+def test_everything_a_message_speaks_of_is_published_before_it(site: Site) -> None:
+    big = release_files("network", 0) | {Variant.INT8: os.urandom(2 * CHUNK_BYTES + 1)}
+    publication = site.registry.publish("network", 0, big, describe("network", 0, big), START)
+    topics = [t for t, payload in retained_messages(site.topics, publication) if payload]
+    digest = hashlib.sha256(big[Variant.INT8]).hexdigest()
+    chunks = [site.topics.artifact(digest, i) for i in range(3)]
+    assert [t for t in topics if digest in t] == chunks
+    names = ["2.network.json", "2.snapshot.json", "index.json", "timestamp.json"]
+    assert topics[-4:] == [site.topics.trust(n) for n in names]
+    assert all(len(p) <= CHUNK_BYTES for _, p in retained_messages(site.topics, publication))
+
+
+def test_a_rollback_is_new_metadata_with_an_older_active_release(site: Site) -> None:
+    for version in range(3):
+        site.publish("network", version)
+    before = set(site.registry.retained().files)
+    publication = site.registry.rollback("network", 1, START)
+    assert site.registry.active("network") == 1
+    assert "5.network.json" in publication.metadata
+    assert "5.network.json" not in before
+    site.deliver(publication)
+    assert site.retained == {t: p for t, p in retained_messages(site.topics, site.registry.retained()) if p}
+    with pytest.raises(RefusedError, match="found no release 7"):
+        site.registry.rollback("network", 7, START)
+    site.publish("network", 3)  # goes on after the newest, not after the active
+    assert site.registry.active("network") == 3
+    assert 1 in site.registry.versions("network"), "the release that was good enough to go back to is kept"
+
+
+def test_the_timestamp_is_signed_again_before_it_expires(site: Site) -> None:
+    assert not site.registry.refresh_timestamp(START + HOUR)
+    renewed = site.registry.refresh_timestamp(START + 13 * HOUR)
+    assert set(renewed.metadata) == {"timestamp.json"}
+    assert site.registry.expires()["timestamp"] == START + 37 * HOUR
+    later = site.registry.refresh_timestamp(START + 100 * 24 * HOUR)
+    assert {n.split(".", 1)[1] for n in later.metadata} == {"network.json", "sensor.json", "snapshot.json", "json"}
+
+
+@pytest.mark.parametrize("what", ["publish", "publish-first", "rollback", "refresh"])
+def test_a_crash_at_any_step_leaves_the_old_state_or_the_new(tmp_path: Path, what: str) -> None:
+    site = Site(tmp_path / "origin")
+    for version in range(0 if what == "publish-first" else 3):
+        site.publish("network", version)
+    next_version = 0 if what == "publish-first" else 3
+    old = site.registry.active("network")
+
+    def act(directory: Path) -> Publication:
+        registry = Registry(directory)
+        if what == "rollback":
+            return registry.rollback("network", 1, START + 1)
+        if what == "refresh":
+            return registry.refresh_timestamp(START + 60 * 24 * HOUR)
+        files = release_files("network", next_version)
+        return registry.publish("network", next_version, files, describe("network", next_version, files), START + 1)
+
+    reference = tmp_path / "reference"
+    shutil.copytree(site.repository, reference)
+    steps = count_steps(lambda: act(reference))
+    assert steps > 10
+    new = Registry(reference).active("network")
+    seen = set()
+    for step in range(steps):
+        directory = tmp_path / f"crash-{step}"
+        shutil.copytree(site.repository, directory)
+        run_until_cut(lambda d=directory: act(d), step)  # type: ignore[misc]
+        registry = Registry(directory)  # verifies every signature, length and digest
+        registry.retained()  # and every artifact
+        assert registry.active("network") in (old, new)
+        seen.add(registry.active("network"))
+        again = act(directory)
+        assert registry.active("network") == new
+        # Repeating it gives the same releases; a caller that publishes what it returns misses nothing.
+        if what.startswith("publish"):
+            assert set(again.artifacts) == {
+                hashlib.sha256(d).hexdigest() for d in release_files("network", next_version).values()
+            }
+            assert f"{registry.versions('network')[-1] + 2}.network.json" in again.metadata
+        broker = dict(site.retained)
+        for publication in (again, registry.retained()):
+            for topic, payload in retained_messages(site.topics, publication):
+                broker[topic] = payload
+        left = {t for t, p in broker.items() if p}
+        wanted = {t for t, p in retained_messages(site.topics, registry.retained()) if p}
+        assert left == wanted, f"step {step}: the broker keeps what nobody needs"
+        shutil.rmtree(directory)
+    if what != "refresh":
+        assert seen == {old, new}
+
+
+def test_a_crash_while_it_is_created_leaves_nothing_behind(tmp_path: Path) -> None:
+    steps = count_steps(lambda: Registry.create(tmp_path / "reference", "plant", TASKS, START))
+    for step in range(0, steps, 3):
+        directory = tmp_path / f"repository-{step}"
+        run_until_cut(lambda d=directory: Registry.create(d, "plant", TASKS, START), step)  # type: ignore[misc]
+        if directory.exists():
+            Registry(directory)
+        else:
+            Registry.create(directory, "plant", TASKS, START)
+
+
+def test_a_full_disk_keeps_the_old_release(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.publish("network", 0)
+    files = release_files("network", 1)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(TransientError, match="free space"):
+            site.registry.publish("network", 1, files, describe("network", 1, files), START)
+    assert Registry(site.repository).active("network") == 0
+    site.publish("network", 1)
+    assert not list(site.repository.rglob(".*.new"))
+
+
+def test_it_works_without_the_offline_keys(site: Site, tmp_path: Path) -> None:
+    shutil.move(site.repository / "root-keys", tmp_path / "vault")
+    site.registry = Registry(site.repository)
+    site.publish("network", 0)
+    site.deliver(site.registry.refresh_timestamp(START + 20 * HOUR))
+    with pytest.raises(ConfigError, match="found 0 keys of role 'root', expected 1"):
+        site.registry.renew(site.repository / "root-keys", START)
+    site.deliver(site.registry.renew(tmp_path / "vault", START + HOUR))
+    assert site.device().refresh()[0].metadata_version[0] == 2
+
+
+def test_private_keys_are_for_their_owner_only(site: Site) -> None:
+    keys = [*(site.repository / "keys").iterdir(), *(site.repository / "root-keys").iterdir()]
+    assert len(keys) == 5
+    assert {p.stat().st_mode & 0o777 for p in keys} == {0o600}
+    keys[0].chmod(0o640)
+    with pytest.raises(ConfigError, match="found mode 640, expected 600"):
+        site.publish("network", 0)
+
+
+def test_a_missing_key_says_which_and_what_to_do(site: Site) -> None:
+    next((site.repository / "keys").glob("release.*")).unlink()
+    with pytest.raises(ConfigError, match="found 0 keys of role 'network', expected 1"):
+        site.publish("network", 0)
+
+
+def test_a_root_of_two_of_three_keys(tmp_path: Path) -> None:
+    site = Site(tmp_path, root_keys=3, threshold=2)
+    vault = tmp_path / "vault"
+    shutil.move(site.repository / "root-keys", vault)
+    roots = sorted(vault.glob("root-*"))
+    away = [p.rename(tmp_path / p.name) for p in roots[:2]]
+    with pytest.raises(ConfigError, match="found 1 keys of role 'root', expected 2"):
+        site.registry.renew(vault, START)
+    away[0].rename(vault / away[0].name)
+    site.publish("network", 0)
+    site.deliver(site.registry.renew(vault, START, ["timestamp", "snapshot", "release"]))
+    assert site.device().refresh()[0].version == 0
+    with pytest.raises(ConfigError, match="threshold of 3 of 2"):
+        Registry.create(tmp_path / "other", "plant", TASKS, START, root_keys=2, root_threshold=3)
+
+
+def test_a_renewal_that_was_cut_short_is_repeated(tmp_path: Path) -> None:
+    site = Site(tmp_path / "origin")
+    site.publish("network", 0)
+    vault = tmp_path / "vault"
+    shutil.move(site.repository / "root-keys", vault)
+    rotate = ["timestamp", "snapshot", "release"]
+    reference = tmp_path / "reference"
+    shutil.copytree(site.repository, reference)
+    steps = count_steps(lambda: Registry(reference).renew(vault, START, rotate))
+    for step in range(0, steps, 2):
+        directory = tmp_path / f"crash-{step}"
+        shutil.copytree(site.repository, directory)
+        run_until_cut(lambda d=directory: Registry(d).renew(vault, START, rotate), step)  # type: ignore[misc]
+        try:
+            Registry(directory)
+        except ConfigError:
+            with pytest.raises(ConfigError, match="renew it with the offline keys"):
+                Registry(directory)
+            renew(directory, vault, START, rotate)
+        registry = Registry(directory)
+        assert registry.active("network") == 0
+        files = release_files("network", 1)
+        registry.publish("network", 1, files, describe("network", 1, files), START)
+
+
+def test_a_taken_directory_and_unusable_names_are_refused(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a new directory"):
+        Registry.create(site.repository, "plant", TASKS, START)
+    for tasks in ((), ("root",), ("Network",), ("a", "a"), tuple(f"t{i}" for i in range(9))):
+        with pytest.raises(ConfigError, match="tasks: found"):
+            Registry.create(tmp_path / "new", "plant", tasks, START)
+    with pytest.raises(ConfigError, match="create one"):
+        Registry(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["timestamp.json", "2.snapshot.json", "2.network.json", "1.root.json"])
+def test_a_damaged_repository_is_noticed(site: Site, name: str) -> None:
+    site.publish("network", 0)
+    path = site.repository / "metadata" / name
+    document = json.loads(path.read_bytes())
+    document["signed"]["expires"] = "2099-01-01T00:00:00Z"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="restore a backup"):
+        Registry(site.repository)
+
+
+def test_a_damaged_artifact_is_noticed(site: Site) -> None:
+    site.publish("network", 0)
+    path = next((site.repository / "artifacts").iterdir())
+    path.write_bytes(path.read_bytes() + b"!")
+    with pytest.raises(ConfigError, match="found bytes with digest"):
+        site.registry.retained()
+
+
+def test_the_index_hint_names_what_is_retained(site: Site) -> None:
+    site.publish("network", 0)
+    index = json.loads(site.retained[Topics("plant").trust("index.json")])
+    names = {t.rsplit("/", 1)[1] for t in site.retained if "/trust/" in t}
+    assert set(index["files"]) | {"index.json"} == names
+
+
+def test_the_weights_that_a_restarted_aggregator_needs_are_here(site: Site) -> None:
+    site.publish("network", 0)
+    custom, data = site.registry.target("network", 0, Variant.WEIGHTS)
+    assert data == release_files("network", 0)[Variant.WEIGHTS]
+    assert custom.variant is Variant.WEIGHTS
+    assert custom.active
+    with pytest.raises(RefusedError, match="found no float16"):
+        site.registry.target("network", 0, Variant.FLOAT16)

@@ -1,0 +1,108 @@
+"""Who is there: a certificate authority, an aggregator and devices, with keys that are made from their names."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from vedette_core.crypto.certificate_chain import der
+from vedette_core.crypto.certificates import (
+    CertificateRole,
+    Issuer,
+    Purpose,
+    make_intermediate,
+    make_leaf,
+    make_root,
+)
+from vedette_core.crypto.signing import Ed25519Signer, KeyRing
+from vedette_device.participant_events import KeyPair
+from vedette_schemas.topics import Topics
+
+EPOCH: Final = 1_900_000_000.0
+"""Wall-clock time at simulated time zero."""
+ISSUED: Final = EPOCH - 86_400.0
+"""Certificates are a day old by then, and hold for six more."""
+AGGREGATOR: Final = "aggregator"
+SITE: Final = "plant-1"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node's signing key and certificate."""
+
+    name: str
+    signer: Ed25519Signer
+    certificate: bytes
+
+
+class Site:
+    """The keys and certificates of a site; the same every time."""
+
+    def __init__(self) -> None:
+        self.topics = Topics(SITE)
+        root_key, online_key = _p256("root"), _p256("online")
+        self.root = make_root(root_key, SITE, now=ISSUED, serial=_number("root serial") >> 100)
+        self._online: x509.Certificate = make_intermediate(
+            Issuer(self.root, root_key), online_key.public_key(), SITE, now=ISSUED, serial=_number("online serial") >> 100
+        )
+        self._issuer = Issuer(self._online, online_key)
+        self.intermediate = der(self._online)
+        self._nodes: dict[str, Node] = {}
+
+    def node(self, name: str) -> Node:
+        """A node of that name; devices are any but the aggregator."""
+        if name not in self._nodes:
+            signer = Ed25519Signer.from_seed(_digest(f"signing {name}"))
+            role = CertificateRole.AGGREGATOR if name == AGGREGATOR else CertificateRole.DEVICE
+            leaf = make_leaf(
+                self._issuer,
+                signer.public_key,
+                holder=name,
+                role=role,
+                site=SITE,
+                purpose=Purpose.SIGNING,
+                now=ISSUED,
+                serial=_number(f"serial {name}") >> 100,
+            )
+            self._nodes[name] = Node(name, signer, der(leaf))
+        return self._nodes[name]
+
+    def ring(self) -> KeyRing:
+        """An empty ring that trusts this site's root."""
+        return KeyRing(self.root, SITE, [self._online])
+
+
+@lru_cache(maxsize=1)
+def the_site() -> Site:
+    """One site for all runs of a process: making certificates is the slowest thing here."""
+    return Site()
+
+
+def device_names(count: int) -> list[str]:
+    """``gw-00``, ``gw-01``, …"""
+    return [f"gw-{i:02}" for i in range(count)]
+
+
+def key_pair(seed: bytes) -> KeyPair:
+    """An X25519 key pair from 32 bytes."""
+    public = X25519PrivateKey.from_private_bytes(seed).public_key()
+    return KeyPair(seed, public.public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+
+def _p256(name: str) -> ec.EllipticCurvePrivateKey:
+    return ec.derive_private_key(_number(name) >> 1, ec.SECP256R1())
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(_digest(name), "big")
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(b"simulated site: " + name.encode()).digest()

@@ -1,0 +1,120 @@
+"""The rendered Mosquitto configuration says what the grammar says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vedette_broker.limits import PACKET_BYTES_MAX
+from vedette_broker.mosquitto import ACL, CONF, MosquittoConfig, render
+from vedette_schemas.codec import PAYLOAD_BYTES_MAX
+from vedette_schemas.errors import ConfigError
+from vedette_schemas.topics import Action, Role, Topics, matches
+
+
+def settings(text: str) -> dict[str, str]:
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in lines}
+
+
+def acl_allows(text: str, user: str, action: Action, topic: str) -> bool:
+    """Mosquitto's own rule: the user's lines and the patterns, a deny before anything else."""
+    allowed, section = False, ""
+    for line in text.splitlines():
+        if line.startswith("#") or not line:
+            continue
+        if line.startswith("user "):
+            section = line.removeprefix("user ")
+            continue
+        kind, access, topic_filter = line.split(" ", 2)
+        if kind == "topic" and section != user:
+            continue
+        if not matches(topic_filter.replace("%u", user), topic):
+            continue
+        if access == "deny":
+            return False
+        allowed = allowed or access == action.value
+    return allowed
+
+
+def test_the_settings_that_keep_the_contract() -> None:
+    conf = settings(render(MosquittoConfig("lab", "/etc/vedette/broker/"))[CONF])
+    expected = {
+        "listener": "8883 127.0.0.1",
+        "cafile": "/etc/vedette/broker/ca.crt",
+        "certfile": "/etc/vedette/broker/tls.crt",
+        "keyfile": "/etc/vedette/broker/tls.key",
+        "require_certificate": "true",
+        "use_identity_as_username": "true",
+        "use_username_as_clientid": "true",
+        "allow_anonymous": "false",
+        "acl_file": f"/etc/mosquitto/{ACL}",
+        "message_size_limit": str(PAYLOAD_BYTES_MAX),
+        "max_packet_size": str(PACKET_BYTES_MAX),
+        "persistence": "true",
+        "max_queued_messages": "10000",
+        "per_listener_settings": "false",
+    }
+    assert {key: conf.get(key) for key in expected} == expected
+    assert int(conf["autosave_interval"]) <= 60
+    assert "user" not in conf
+
+
+def test_every_address_and_another_user_can_be_asked_for() -> None:
+    conf = settings(render(MosquittoConfig("lab", "/b", host="", port=1883, run_as="mqtt"))[CONF])
+    assert conf["listener"] == "1883"
+    assert conf["user"] == "mqtt"
+
+
+HOLDERS = {Role.DEVICE: "dev-1", Role.AGGREGATOR: "aggregator", Role.ANALYTICS: "analytics"}
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize(
+    "below",
+    [
+        *(
+            f"device/{d}/{rest}"
+            for d in ("dev-1", "dev-2", "aggregator", "analytics")
+            for rest in ("up/alert", "up/fl/n/upload", "down/receipt", "x")
+        ),
+        "public/round/network",
+        "public/intel",
+        "label/a-1",
+        "other",
+    ],
+)
+def test_the_access_file_allows_what_the_grammar_allows(role: Role, action: Action, below: str) -> None:
+    if role is Role.AGGREGATOR and below.startswith(("device/aggregator/", "device/analytics/")):
+        pytest.skip("no device has that id, so that nothing is ever there")
+    topics, holder = Topics("lab"), HOLDERS[role]
+    topic = f"{topics.root}/{below}"
+    allowed = topics.may_publish if action is Action.WRITE else topics.may_receive
+    text = render(MosquittoConfig("lab", "/b"))[ACL]
+    assert acl_allows(text, holder, action, topic) == allowed(role, holder, topic)
+
+
+def test_another_site_is_denied() -> None:
+    text = render(MosquittoConfig("lab", "/b"))[ACL]
+    for holder in HOLDERS.values():
+        for action in Action:
+            assert not acl_allows(text, holder, action, "vedette/1/other/public/intel")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bundle": "/b\nallow_anonymous true"},
+        {"directory": "/d\r"},
+        {"host": " 0.0.0.0"},
+        {"run_as": "root "},
+        {"state_directory": "/s\x00"},
+        {"port": 0},
+        {"port": 65536},
+    ],
+)
+def test_a_value_cannot_become_another_setting(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="mosquitto"):
+        render(MosquittoConfig(**{"site": "lab", "bundle": "/b", **changes}))

@@ -1,0 +1,174 @@
+"""The golden bad messages: bytes that must be refused, with the reason of the refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+from golden import DEVICE, Good, TestKeys, an_alert, checkin, plan, receipt, release, report, roster, upload
+
+from vedette_schemas import alert, codec, envelope, model, telemetry
+from vedette_schemas import round as rounds
+from vedette_schemas.codec import Message
+from vedette_schemas.topics import WIRE_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """Bytes that must be refused.
+
+    Attributes:
+        name: what is wrong with it.
+        message: class that it is decoded as.
+        encoding: as in `Good`.
+        data: the bytes.
+        reason: `PeerError.reason` of the refusal.
+        says: a part of its message.
+        kind: expected envelope type.
+        sender: expected sender.
+    """
+
+    name: str
+    message: type[Message]
+    encoding: str
+    data: bytes
+    reason: str
+    says: str
+    kind: str = ""
+    sender: str | None = None
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    return message.model_dump(mode="python")
+
+
+def _msgpack(plain: Any) -> bytes:
+    data: bytes = msgpack.packb(plain, use_bin_type=True)
+    return data
+
+
+def _with(message: Message, **changes: Any) -> bytes:
+    return _msgpack({**_plain(message), **changes})
+
+
+def _without(message: Message, field: str) -> bytes:
+    return _msgpack({k: v for k, v in _plain(message).items() if k != field})
+
+
+def _json(old: bytes, new: bytes) -> bytes:
+    data = alert.encode(an_alert())
+    assert data.count(old) == 1, old
+    return data.replace(old, new)
+
+
+def _nested(depth: int) -> bytes:
+    return b"\x91" * depth + b"\x00"
+
+
+def bad() -> list[Bad]:
+    sealed = Good("", upload(), "sealed", "", rounds.UPLOAD_TYPE, DEVICE).data()
+    wrapped = msgpack.unpackb(sealed)
+    kind = rounds.UPLOAD_TYPE
+    checked_in = Good("", checkin(), "sealed", "", rounds.CHECKIN_TYPE, DEVICE).data()
+
+    def rewrapped(change: Callable[[dict[str, Any]], None]) -> bytes:
+        fields = dict(wrapped)
+        change(fields)
+        return _msgpack(fields)
+
+    def resealed(body: bytes, signer: str = DEVICE, sender: str = DEVICE) -> bytes:
+        signature = TestKeys(signer).sign(envelope.pre_authentication_encoding(kind, sender, body))
+        return _msgpack({"v": WIRE_VERSION, "type": kind, "sender": sender, "body": body, "sig": signature})
+
+    packed, r = codec.pack(report()), telemetry.Telemetry
+    return [
+        # Encoding and limits of msgpack.
+        Bad("no bytes", r, "msgpack", b"", "encoding", "not msgpack"),
+        Bad("not a map", r, "msgpack", b"\x2a", "schema", "Telemetry"),
+        Bad("cut short", r, "msgpack", packed[:-1], "encoding", "not msgpack"),
+        Bad("trailing byte", r, "msgpack", packed + b"\x00", "encoding", "extra"),
+        Bad("duplicate key", r, "msgpack", b"\x82\xa1a\x01\xa1a\x02", "encoding", "duplicate"),
+        Bad("integer key", r, "msgpack", b"\x81\x01\x02", "encoding", "int"),
+        Bad("map of 5,000 announced", r, "msgpack", b"\xde\x13\x88", "encoding", "limits"),
+        Bad("array of 4 billion announced", r, "msgpack", b"\xdd\xff\xff\xff\xff", "encoding", "limits"),
+        Bad("string of 4 GB announced", r, "msgpack", b"\xdb\xff\xff\xff\xff", "encoding", "limits"),
+        Bad("extension", r, "msgpack", b"\xc7\x01\x05\x00", "encoding", "ext"),
+        Bad("empty extension", r, "msgpack", b"\xc7\x00\x05", "encoding", "extension 5"),
+        Bad("time stamp extension", r, "msgpack", b"\xd6\xff\x00\x00\x00\x01", "encoding", "ext"),
+        Bad("nested 17 deep", r, "msgpack", _nested(codec.DEPTH_MAX), "limit", "nesting deeper than 16"),
+        Bad("nested 2,000 deep", r, "msgpack", _nested(2000), "encoding", "limits"),
+        Bad("text that is no UTF-8", r, "msgpack", b"\x81\xa1\xff\x00", "encoding", "utf-8"),
+        # Shape.
+        Bad("unknown field", r, "msgpack", _with(report(), extra=1), "schema", "extra: Extra inputs"),
+        Bad("missing field", r, "msgpack", _without(report(), "rss_bytes"), "schema", "rss_bytes: Field required"),
+        Bad("text for a number", r, "msgpack", _with(report(), seq="5"), "schema", "seq"),
+        Bad("float for an integer", r, "msgpack", _with(report(), seq=5.0), "schema", "seq"),
+        Bad("boolean for an integer", r, "msgpack", _with(report(), seq=True), "schema", "seq"),
+        Bad("NaN", r, "msgpack", _with(report(), cpu_s=float("nan")), "schema", "nan"),
+        Bad("infinity", r, "msgpack", _with(report(), cpu_s=float("inf")), "schema", "inf"),
+        Bad("negative count", r, "msgpack", _with(report(), spool_bytes=-1), "schema", "spool_bytes"),
+        Bad("no receipts", telemetry.Receipt, "msgpack", _with(receipt(), items=()), "schema", "items"),
+        Bad("id in capitals", telemetry.Receipt, "msgpack", _with(receipt(), device="GW-01"), "schema", "device"),
+        Bad("quorum above the selection", rounds.Plan, "msgpack",
+            _with(plan(), groups={**_plain(plan().groups), "quorum": 65}), "schema", "quorum 65 exceeds"),
+        Bad("more survivors than members", rounds.Plan, "msgpack",
+            _with(plan(), groups={**_plain(plan().groups), "survivors_min": 33}), "schema", "survivors_min 33"),
+        Bad("model too large", rounds.Plan, "msgpack",
+            _with(plan(), dimension=rounds.DIMENSION_MAX + 1), "schema", "dimension"),
+        # JSON.
+        Bad("alert cut short", alert.Alert, "json", alert.encode(an_alert())[:-1], "encoding", "not JSON"),
+        Bad("alert of 1,025 bytes", alert.Alert, "json", alert.encode(an_alert()).ljust(1025), "limit", "at most 1024"),
+        Bad("alert of version 2", alert.Alert, "json", _json(b'"v":1', b'"v":2'), "schema", "v: Input should be 1"),
+        Bad("alert with NaN", alert.Alert, "json", _json(b'"score":41.5', b'"score":NaN'), "encoding", "NaN"),
+        Bad("alert with 1e999", alert.Alert, "json", _json(b'"score":41.5', b'"score":1e999'), "schema", "inf"),
+        Bad("alert with a field twice", alert.Alert, "json", _json(b'"count":1', b'"count":1,"count":1'), "encoding",
+            "duplicate"),
+        Bad("alert with an unknown field", alert.Alert, "json", _json(b'"count":1', b'"count":1,"cause":1'), "schema",
+            "cause: Extra inputs"),
+        Bad("alert of unknown severity", alert.Alert, "json", _json(b'"high"', b'"severe"'), "schema", "severity"),
+        Bad("alert at local time", alert.Alert, "json", _json(b'"time":"2026-03-01T12:00:05Z"',
+            b'"time":"2026-03-01T12:00:05+01:00"'), "schema", "time"),
+        Bad("alert that is a list", alert.Alert, "json", b"[]", "schema", "Alert"),
+        Bad("release with a float", model.ReleaseTarget, "json",
+            codec.pack_json(release()).replace(b'"0.5"', b"0.5"), "schema", "loss_after"),
+        # Envelope.
+        Bad("upload of wire version 2", rounds.Upload, "sealed", rewrapped(lambda f: f.update(v=2)), "version",
+            "found wire version 2, expected 1; update the older side", kind, DEVICE),
+        Bad("wire version 2 with other fields", rounds.Upload, "sealed",
+            _msgpack({"v": 2, "kind": kind, "payload": b""}), "version", "update the older side", kind, DEVICE),
+        Bad("a check-in where an upload is due", rounds.Upload, "sealed",
+            checked_in, "type", "round.checkin", kind, DEVICE),
+        Bad("type changed after signing", rounds.Upload, "sealed",
+            _msgpack({**msgpack.unpackb(checked_in),
+                      "type": kind}), "signature", DEVICE, kind, DEVICE),
+        Bad("another device's upload", rounds.Upload, "sealed", sealed, "sender", "expected 'gw-02'", kind, "gw-02"),
+        Bad("sender changed after signing", rounds.Upload, "sealed", rewrapped(lambda f: f.update(sender="gw-02")),
+            "signature", "gw-02", kind, "gw-02"),
+        Bad("unknown sender", rounds.Upload, "sealed",
+            resealed(wrapped["body"], "gw-99", "gw-99"), "sender", "gw-99", kind, None),
+        Bad("signed with another device's key", rounds.Upload, "sealed",
+            resealed(wrapped["body"], "gw-02", DEVICE), "signature", DEVICE, kind, DEVICE),
+        Bad("body changed after signing", rounds.Upload, "sealed",
+            rewrapped(lambda f: f.update(body=f["body"].replace(b"\x03", b"\x04"))), "signature", DEVICE, kind, DEVICE),
+        Bad("signature of 63 bytes", rounds.Upload, "sealed",
+            rewrapped(lambda f: f.update(sig=f["sig"][:-1])), "schema", "sig", kind, DEVICE),
+        Bad("signature as text", rounds.Upload, "sealed",
+            rewrapped(lambda f: f.update(sig="0" * 64)), "schema", "sig", kind, DEVICE),
+        Bad("unknown field in the envelope", rounds.Upload, "sealed",
+            rewrapped(lambda f: f.update(hint=1)), "schema", "hint", kind, DEVICE),
+        Bad("signed NaN", rounds.Upload, "sealed",
+            resealed(_with(upload(), loss_after=float("nan"))), "schema", "nan", kind, DEVICE),
+        Bad("signed, with trailing bytes", rounds.Upload, "sealed",
+            resealed(codec.pack(upload()) + b"\x00"), "encoding", "extra", kind, DEVICE),
+        Bad("signed, range upside down", rounds.Upload, "sealed",
+            resealed(_with(upload(), ranges=({"tensor": "conv1", "low": 1.0, "high": -1.0},))), "schema",
+            "low 1.0 exceeds high -1.0", kind, DEVICE),
+        Bad("signed, weight above the limit", rounds.Upload, "sealed",
+            resealed(_with(upload(), weight=256)), "schema", "weight", kind, DEVICE),
+        Bad("members out of order", rounds.Roster, "msgpack",
+            _with(roster(), members=tuple(reversed(_plain(roster())["members"]))), "schema", "not sorted"),
+        Bad("a member twice", rounds.Roster, "msgpack",
+            _with(roster(), members=_plain(roster())["members"][:1] * 2), "schema", "not sorted by unique"),
+    ]  # fmt: skip
