@@ -61,12 +61,15 @@ class Connection:
         self._hub, self._reader, self._writer = hub, _Reader(reader), writer
         self._cut: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._keepalive_s: float = KEEPALIVE_MAX_S
+        self._talking = False
         self.finished = asyncio.Event()
 
     def cut(self, reason: str) -> None:
         """End the connection; its will is published unless the broker stops."""
         if not self._cut.done():
             self._cut.set_result(reason)
+        if not self._talking:
+            self._writer.transport.abort()
 
     async def serve(self) -> None:
         """Serve the connection until its end."""
@@ -88,7 +91,7 @@ class Connection:
             self.finished.set()
 
     async def _talk(self, state: ClientSession, session: Any) -> None:
-        reason = "broker stops"
+        self._talking, reason = True, ""
         reading, sending = asyncio.create_task(self._read(state)), asyncio.create_task(self._send(state))
         waited: list[asyncio.Future[Any]] = [reading, sending, self._cut]
         try:

@@ -42,7 +42,10 @@ TICK_S: Final = 0.2
 REFRESH_S: Final = 3600.0
 """Seconds between two looks at the release metadata when nothing announces a change: metadata that went stale show."""
 REFRESH_RETRY_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
-DRAIN_S: Final = 10.0
+DRAIN_STOPPED_S: Final = 3.0
+"""Seconds that an operator who stops a node waits for receipts: what has none is sent at the next start."""
+DRAIN_ENDED_S: Final = 60.0
+"""The same at the end of a recording, where nobody waits, and there may be no next start."""
 _UPDATE_EFFECTS: Final = (Stage, SelfTest, Activate, Confirm, FallBack, ReportState)
 
 
@@ -126,16 +129,18 @@ class DeviceService:
         ]
         sources = asyncio.create_task(self._watch(), name="sources")
         stopping = asyncio.create_task(stop.wait(), name="stop")
+        patience_s = DRAIN_STOPPED_S
         try:
             done, _ = await asyncio.wait([sources, stopping, *background], return_when=asyncio.FIRST_COMPLETED)
             for job in done - {stopping}:
                 job.result()
             if sources in done:
                 log.info("every recording has ended")
+                patience_s = DRAIN_ENDED_S
         finally:
             sources.cancel()
             await asyncio.gather(sources, return_exceptions=True)
-            await self._leave()
+            await self._leave(patience_s)
             for job in (*background, stopping, *self._working):
                 job.cancel()
             await asyncio.gather(*background, *self._working, return_exceptions=True)
@@ -335,12 +340,11 @@ class DeviceService:
         )
         self._shell.publish(Publish(self._topics.telemetry(self._node.id), codec.pack(report), qos=qos))
 
-    async def _leave(self) -> None:
+    async def _leave(self, patience_s: float) -> None:
         """Say goodbye: the last report, the last receipts, and that it stopped on purpose."""
-        if not self._link.connected:
-            return
-        self._publish_telemetry(qos=1)
-        if not await self._shell.drained(DRAIN_S):
+        if self._link.connected:
+            self._publish_telemetry(qos=1)
+        if not await self._shell.drained(patience_s):
             log.warning("%d messages have no receipt yet; they are sent at the next start", self._outbox.messages)
         self._publish_telemetry(qos=1)
         self._publish_state("stopped")

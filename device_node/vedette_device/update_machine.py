@@ -155,56 +155,69 @@ class UpdateMachine:
         return self._consider(event.release, now)
 
     def _consider(self, release: VerifiedRelease, now: float) -> list[Effect]:
-        """Decide what a release means while nothing irreversible is going on."""
-        found = self._acceptable(release)
-        if isinstance(found, list):
-            return found
-        model, target = found
-        if self._active is not None and model.sha256 == self._active.sha256:
-            if self._candidate is None:
-                return self._save(seen=model.metadata_version)
-            given_up = self._candidate[0]
-            self._candidate = None
-            self._enter(Phase.IDLE)
-            effects = self._save(seen=model.metadata_version, tried="", attempts=0)
-            return [*effects, self._note("info", f"gave up release {given_up.version}: newer metadata name the active")]
-        if any(f.sha256 == model.sha256 for f in self._saved.failed):
-            return [*self._save(seen=model.metadata_version), self._count("failed_before")]
+        """Decide what a release means while no model is on trial."""
+        if self._stale(release):
+            return [self._count("stale")]
+        seen = release.metadata_version
+        try:
+            model, target = self._choose(release)
+        except RefusedError as fault:
+            return [*self._save(seen=seen), *self._drop(release), *self._refusal(release, fault)]
         if self._candidate is not None and self._candidate[0].sha256 == model.sha256:
-            return self._save(seen=model.metadata_version)
-        self._candidate = (model, target)
-        self._delays = 0
-        effects = self._save(seen=model.metadata_version, tried=model.sha256, attempts=self._attempts(model))
-        return [*effects, self._count("started"), *self._begin(now)]
+            return self._save(seen=seen)
+        dropped = self._drop(release)
+        if self._active is not None and model.sha256 == self._active.sha256:
+            return [*self._save(seen=seen), *dropped]
+        if any(f.sha256 == model.sha256 for f in self._saved.failed):
+            return [*self._save(seen=seen), *dropped, self._count("failed_before")]
+        self._candidate, self._delays = (model, target), 0
+        saved = self._save(seen=seen, tried=model.sha256, attempts=self._attempts(model))
+        return [*dropped, *saved, self._count("started"), *self._begin(now)]
 
     def _announced_later(self, event: ReleaseAnnounced, now: float) -> list[Effect]:
-        """A model is on trial: its place is not free. Only its own withdrawal is acted upon at once."""
-        found = self._acceptable(event.release)
-        if isinstance(found, list):
-            return found
-        model, _ = found
-        assert self._candidate is not None
-        effects = self._save(seen=model.metadata_version)
-        if model.sha256 == self._candidate[0].sha256:
-            self._pending = None
-            return effects
-        if self._phase is Phase.TRIAL and self._fallback is not None and model.sha256 == self._fallback.sha256:
-            self._pending = None
-            return [*effects, *self._fall_back("newer metadata name the last good release", "withdrawn")]
-        self._pending = event.release
-        return [*effects, self._count("queued")]
-
-    def _acceptable(self, release: VerifiedRelease) -> tuple[InstalledModel, VerifiedTarget] | list[Effect]:
-        """The model of a release that this device may go to, or the effects of saying no."""
-        version = release.metadata_version
-        if release.task != self.task or version < self._saved.seen:
+        """A model is on trial and its place is not free. Only its own withdrawal is acted upon at once."""
+        release = event.release
+        if self._stale(release):
             return [self._count("stale")]
+        seen = release.metadata_version
         try:
-            choice = choose_variant(release.targets.keys(), self._backends)
-            target = release.targets[choice.variant]
-            self._check(release, target)
+            model, _ = self._choose(release)
         except RefusedError as fault:
-            return [self._count("refused"), self._note("warning", f"refused release {release.version}: {fault}")]
+            return [*self._save(seen=seen), *self._refusal(release, fault)]
+        if model.sha256 == self._model().sha256:
+            self._pending = None
+            return self._save(seen=seen)
+        if self._phase is Phase.TRIAL and release.version < self._model().version and self._fallback is not None:
+            self._pending = None
+            back = self._fall_back(f"newer metadata go back to release {release.version}", "withdrawn")
+            return [*self._save(seen=seen), *back, *self._consider(release, now)]
+        self._pending = release
+        return [*self._save(seen=seen), self._count("queued")]
+
+    def _stale(self, release: VerifiedRelease) -> bool:
+        return release.task != self.task or release.metadata_version < self._saved.seen
+
+    def _drop(self, release: VerifiedRelease) -> list[Effect]:
+        """Give up what is under way: newer metadata name another release."""
+        if self._candidate is None:
+            return []
+        given_up, self._candidate = self._candidate[0], None
+        self._enter(Phase.IDLE)
+        text = f"gave up release {given_up.version}: newer metadata name release {release.version}"
+        return [self._count("superseded"), self._note("info", text)]
+
+    def _refusal(self, release: VerifiedRelease, fault: RefusedError) -> list[Effect]:
+        return [self._count("refused"), self._note("warning", f"refused release {release.version}: {fault}")]
+
+    def _choose(self, release: VerifiedRelease) -> tuple[InstalledModel, VerifiedTarget]:
+        """The model of a release that this device may go to.
+
+        Raises:
+            RefusedError: no variant runs here, other features, or an older version without newer metadata.
+        """
+        choice = choose_variant(release.targets.keys(), self._backends)
+        target = release.targets[choice.variant]
+        self._check(release, target)
         model = InstalledModel(
             task=self.task,
             version=release.version,
@@ -212,7 +225,7 @@ class UpdateMachine:
             backend=choice.backend,
             sha256=target.sha256,
             length=target.length,
-            metadata_version=version,
+            metadata_version=release.metadata_version,
         )
         return model, target
 

@@ -121,6 +121,17 @@ def test_every_link_within_the_project_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(aim), f"{target}: no such heading"
 
 
+def test_every_page_that_the_code_names_is_there() -> None:
+    lost = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for folder in ("schemas", "core", "broker", "device_node", "aggregator_node", "cli", "bench", "grafana")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in re.findall(r"[\w./-]+\.md\b", path.read_text())
+        if not ((ROOT / name).is_file() or any((parent / name).is_file() for parent in path.parents[:3]))
+    ]
+    assert lost == []
+
+
 def test_every_decision_is_linked_and_has_its_costs() -> None:
     decisions = sorted((ROOT / "docs" / "adr").glob("[0-9]*.md"))
     assert len(decisions) >= 8

@@ -53,7 +53,7 @@ def test_loopback_is_accepted(host: str) -> None:
     "host", ["0.0.0.0", "::", "192.0.2.1", "fe80::1", "broker.example", "", "localhost.example", "127.0.0.1 "]
 )
 def test_any_other_address_is_refused_with_the_reason(bundle: Path, host: str) -> None:
-    with pytest.raises(RefusedError, match="expected a loopback address .* not\nyet hardened|not yet hardened") as said:
+    with pytest.raises(RefusedError, match="expected a loopback address .* not yet hardened") as said:
         start(EmbeddedConfig(bundle, host=host, port=0))
     assert said.value.rule == "loopback-only"
     assert "mosquitto" in str(said.value)

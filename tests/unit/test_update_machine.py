@@ -364,6 +364,27 @@ def test_newer_metadata_that_name_the_active_release_end_an_update(bench: Bench)
     assert outcomes(bench.send(ArtifactStaged(digest(1)))) == ["discarded"]
 
 
+@pytest.mark.parametrize("why", ["other features", "failed before"])
+def test_an_update_ends_when_newer_metadata_name_what_cannot_run_here(bench: Bench, why: str) -> None:
+    bench.to_good(0)
+    bench.to_trial(1)
+    bench.send(TrialFailed(digest(1), "x"))
+    bench.send(ReleaseAnnounced(release(2)))
+    other = release(3, schema="ab" * 32) if why == "other features" else release(1, metadata=9)
+    assert "superseded" in outcomes(bench.send(ReleaseAnnounced(other)))
+    assert outcomes(bench.send(ArtifactStaged(digest(2)))) == ["discarded"]
+    assert outcomes(bench.send(ReleaseAnnounced(release(2)))) == ["stale"]
+    assert bench.machine.active == model(0)
+
+
+def test_a_withdrawal_to_a_third_release_leaves_the_trial_first(bench: Bench) -> None:
+    bench.to_good(4)
+    bench.to_trial(5)
+    effects = bench.send(ReleaseAnnounced(release(3, metadata=9)))
+    assert kinds(effects) == ["Persist", "FallBack", "ReportState", "Persist", "Stage"]
+    assert bench.machine.active == model(4)
+
+
 def test_a_release_for_other_features_is_refused(bench: Bench) -> None:
     effects = bench.send(ReleaseAnnounced(release(0, schema="ab" * 32)))
     assert outcomes(effects) == ["refused"]

@@ -193,6 +193,8 @@ def report() -> telemetry.Telemetry:
         score_us_p50=38.5,
         score_us_p99=92.0,
         alerts_opened=1,
+        first_scored_s=1_799_990_000.0,
+        last_scored_s=1_800_000_000.0,
     )
     return telemetry.Telemetry(
         device=DEVICE,

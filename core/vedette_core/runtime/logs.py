@@ -41,11 +41,17 @@ def configure(level: str, form: Literal["plain", "json"]) -> None:
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else _PlainFormatter())
+    handler.addFilter(_is_ours_or_serious)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("amqtt", "transitions", "securesystemslib", "tuf"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy in ("amqtt", "transitions"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _is_ours_or_serious(record: logging.LogRecord) -> bool:
+    """What a library says below a warning is for its authors."""
+    return record.levelno >= logging.WARNING or record.name.startswith("vedette")
 
 
 def _one_line(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -29,6 +30,8 @@ EPOCH: Final = 1_900_000_000.0
 """Wall-clock time at simulated time zero."""
 ISSUED: Final = EPOCH - 86_400.0
 """Certificates are a day old by then, and hold for six more."""
+USUAL_SIGNATURE_BYTES: Final = 71
+"""Of a P-256 signature in DER: half of them."""
 AGGREGATOR: Final = "aggregator"
 SITE: Final = "plant-1"
 
@@ -48,9 +51,12 @@ class Site:
     def __init__(self) -> None:
         self.topics = Topics(SITE)
         root_key, online_key = _p256("root"), _p256("online")
-        self.root = make_root(root_key, SITE, now=ISSUED, serial=_number("root serial") >> 100)
-        self._online: x509.Certificate = make_intermediate(
-            Issuer(self.root, root_key), online_key.public_key(), SITE, now=ISSUED, serial=_number("online serial") >> 100
+        root_serial, online_serial = _number("root serial") >> 100, _number("online serial") >> 100
+        self.root = _of_usual_length(lambda: make_root(root_key, SITE, now=ISSUED, serial=root_serial))
+        self._online = _of_usual_length(
+            lambda: make_intermediate(
+                Issuer(self.root, root_key), online_key.public_key(), SITE, now=ISSUED, serial=online_serial
+            )
         )
         self._issuer = Issuer(self._online, online_key)
         self.intermediate = der(self._online)
@@ -61,15 +67,17 @@ class Site:
         if name not in self._nodes:
             signer = Ed25519Signer.from_seed(_digest(f"signing {name}"))
             role = CertificateRole.AGGREGATOR if name == AGGREGATOR else CertificateRole.DEVICE
-            leaf = make_leaf(
-                self._issuer,
-                signer.public_key,
-                holder=name,
-                role=role,
-                site=SITE,
-                purpose=Purpose.SIGNING,
-                now=ISSUED,
-                serial=_number(f"serial {name}") >> 100,
+            leaf = _of_usual_length(
+                lambda: make_leaf(
+                    self._issuer,
+                    signer.public_key,
+                    holder=name,
+                    role=role,
+                    site=SITE,
+                    purpose=Purpose.SIGNING,
+                    now=ISSUED,
+                    serial=_number(f"serial {name}") >> 100,
+                )
             )
             self._nodes[name] = Node(name, signer, der(leaf))
         return self._nodes[name]
@@ -94,6 +102,14 @@ def key_pair(seed: bytes) -> KeyPair:
     """An X25519 key pair from 32 bytes."""
     public = X25519PrivateKey.from_private_bytes(seed).public_key()
     return KeyPair(seed, public.public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+
+def _of_usual_length(make: Callable[[], x509.Certificate]) -> x509.Certificate:
+    """ECDSA signatures are random, and so is their length; what is repeated from a seed must not depend on it."""
+    while True:
+        made = make()
+        if len(made.signature) == USUAL_SIGNATURE_BYTES:
+            return made
 
 
 def _p256(name: str) -> ec.EllipticCurvePrivateKey:

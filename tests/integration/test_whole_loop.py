@@ -1,0 +1,164 @@
+"""The whole loop with real processes: readings in, alerts out, a signed model back; also when the broker dies."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vedette.demo.fleet import Fleet, free_port
+from vedette.observer import Observer
+from vedette.site import Site, create
+from vedette_aggregator.registry import Registry
+from vedette_schemas.alert import AlertState
+from vedette_schemas.model import Variant
+
+DEVICES = ("gw-1", "gw-2", "gw-3")
+CHANNELS = ("flow_l_s", "level_m", "pressure_kpa")
+ROWS, ATTACK_FROM, ATTACK_TO = 1_600, 1_200, 1_260
+LIMIT_S = 120.0
+
+
+def write_recording(path: Path, seed: int) -> None:
+    """A tank that fills and empties, and an attacker who adds to its level for sixty rows."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(ROWS)
+    flow = 5 + 2 * np.sin(t / 25 + seed) + rng.normal(0, 0.1, ROWS)
+    level = 1.5 + 0.4 * np.sin(t / 25 + seed - 1.2) + rng.normal(0, 0.01, ROWS)
+    pressure = 9.81 * level + rng.normal(0, 0.1, ROWS)
+    level[ATTACK_FROM:ATTACK_TO] += 1.0
+    rows = [
+        f"{1_700_000_000 + 30 * i},{a:.4f},{b:.4f},{c:.4f}" for i, a, b, c in zip(t, flow, level, pressure, strict=True)
+    ]
+    path.write_text("\n".join([f"time_s,{','.join(CHANNELS)}", *rows]) + "\n")
+
+
+def make_site(directory: Path, port: int, *, speed: float) -> Site:
+    tables: dict[str, dict[str, Any]] = {}
+    directory.mkdir()
+    for i, device in enumerate(DEVICES):
+        recording = directory / f"{device}.csv"
+        write_recording(recording, i)
+        tables[device] = {
+            "telemetry_s": 0.5,
+            "spool": {"resend_s": 1.0},
+            "sensor": {
+                "source": "file",
+                "path": recording,
+                "channels": list(CHANNELS),
+                "period_s": 30.0,
+                "training_windows": 500,
+                "calibration_windows": 300,
+                "replay": {"speed": speed, "wait_for_release": 1},
+            },
+        }
+    task = {
+        "task": "sensor",
+        "use_case": "sensor",
+        "channels": list(CHANNELS),
+        "period_s": 30.0,
+        "training": {"local_epochs": 5, "batch_size": 32, "learning_rate": 0.005, "examples_min": 64},
+        "round": {
+            "checkin_s": 0.5,
+            "collect_s": 20.0,
+            "interval_s": 0.2,
+            "rounds_max": 1,
+            "quorum": 3,
+            "survivors_min": 3,
+        },
+    }
+    return create(directory / "site", "test-site", DEVICES, port=port, tasks=[task], device_tables=tables)
+
+
+async def until(fleet: Fleet, what: str, condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + LIMIT_S
+    while not condition():
+        fleet.check()
+        assert time.monotonic() < limit, f"{what}: not within {LIMIT_S:.0f} s"
+        await asyncio.sleep(0.1)
+
+
+def start(fleet: Fleet, site: Site) -> None:
+    fleet.start("aggregator", "aggregator", "run", "-c", str(site.aggregator_config))
+    for device, config in site.device_configs.items():
+        fleet.start(device, "device", "run", "-c", str(config), ends=True)
+
+
+def stored_alerts(site: Site) -> list[tuple[str, str, int]]:
+    database = sqlite3.connect(site.directory / "state" / "aggregator" / "aggregator.db")
+    return [(str(d), str(i), int(s)) for d, i, s in database.execute("SELECT device, id, seq FROM alerts")]
+
+
+def waiting(site: Site, device: str) -> int:
+    database = sqlite3.connect(site.directory / "state" / device / "device.db")
+    return int(database.execute("SELECT COUNT(*) FROM outbox").fetchone()[0])
+
+
+@pytest.mark.timeout(240)
+def test_readings_in_alerts_out_a_signed_model_back(tmp_path: Path) -> None:
+    port = free_port()
+    site = make_site(tmp_path / "loop", port, speed=0)
+
+    async def scenario() -> None:
+        with Fleet(tmp_path / "logs") as fleet:
+            fleet.start("broker", "broker", "run", "-c", str(site.broker_config))
+            fleet.wait_for_port(port)
+            async with Observer(site.analytics_bundle, "127.0.0.1", port) as observer:
+                start(fleet, site)
+                await until(fleet, "devices end", fleet.finished)
+                await until(fleet, "farewells", lambda: {s.status for s in observer.states.values()} == {"stopped"})
+
+                assert observer.completed == {("sensor", 1)}
+                registry = Registry(site.directory / "trust")
+                assert registry.active("sensor") == 1
+                signed = {registry.target("sensor", 1, v)[0].variant for v in (Variant.INT8, Variant.WEIGHTS)}
+                assert signed == {Variant.INT8, Variant.WEIGHTS}
+                assert {device for device, _, version in observer.activated if version == 1} == set(DEVICES)
+                assert {m.variant for s in observer.states.values() for m in s.models} == {"int8"}
+
+                opened = {a.device for a in observer.alerts if a.state is AlertState.OPEN}
+                assert opened == set(DEVICES)
+                attacked = range(1_700_000_000 + 30 * ATTACK_FROM, 1_700_000_000 + 30 * (ATTACK_TO + 20))
+                hits = {s.gateway for s in observer.sightings() if int(s.end_s) in attacked}
+                assert hits == set(DEVICES)
+                assert all("level" in a.summary for a in observer.alerts if a.state is AlertState.OPEN and a.count == 1)
+
+                seen = {(a.device, a.id, a.seq) for a in observer.alerts}
+                assert seen <= set(stored_alerts(site))
+                assert [waiting(site, device) for device in DEVICES] == [0, 0, 0]
+                assert observer.rejected == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.timeout(240)
+def test_no_alert_is_lost_when_the_broker_dies(tmp_path: Path) -> None:
+    port = free_port()
+    # 400 rows behind the calibration stretch take 12 s: the broker dies before the attack and is back after it.
+    site = make_site(tmp_path / "loop", port, speed=2_000.0)
+
+    async def scenario() -> None:
+        with Fleet(tmp_path / "logs") as rest, Fleet(tmp_path / "logs") as first:
+            first.start("broker", "broker", "run", "-c", str(site.broker_config))
+            first.wait_for_port(port)
+            async with Observer(site.analytics_bundle, "127.0.0.1", port) as observer:
+                start(rest, site)
+                await until(rest, "release", lambda: len(observer.activated) == len(DEVICES))
+            first.kill()
+            await until(rest, "alerts wait", lambda: all(waiting(site, device) for device in DEVICES))
+            assert stored_alerts(site) == []
+            rest.start("broker-again", "broker", "run", "-c", str(site.broker_config))
+            rest.wait_for_port(port)
+            await until(rest, "devices end", rest.finished)
+            stored = stored_alerts(site)
+            assert {device for device, _, _ in stored} == set(DEVICES)
+            assert len(stored) == len(set(stored))
+            assert [waiting(site, device) for device in DEVICES] == [0, 0, 0]
+
+    asyncio.run(scenario())

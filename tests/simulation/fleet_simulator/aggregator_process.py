@@ -1,0 +1,130 @@
+"""The aggregator: the real round machine and intake, and a registry in place of the signed repository."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgpack
+
+from vedette_aggregator.aggregation import Candidate, GlobalModel
+from vedette_aggregator.intake import Intake
+from vedette_aggregator.round_events import PublishCandidate, Released, ReleaseFailed
+from vedette_aggregator.round_machine import RoundMachine
+from vedette_aggregator.round_settings import RoundSettings
+from vedette_core.machine import Connected, Effect, Publish
+from vedette_schemas.errors import PeerError
+from vedette_schemas.round import Plan
+from vedette_schemas.topics import Role
+
+from .process import Process
+from .problem import OPTIMISER, TASK
+from .site import AGGREGATOR
+
+BUILD_S: Final = 3.0
+"""Time that building, validating and signing a release takes."""
+
+
+@dataclass
+class ReleasePolicy:
+    """What becomes of candidates.
+
+    Attributes:
+        refused_rounds: rounds whose candidates are not released.
+    """
+
+    refused_rounds: set[int] = field(default_factory=set)
+
+
+class AggregatorProcess(Process):
+    """The aggregator node."""
+
+    def __init__(
+        self, *parts: Any, rounds: RoundSettings, plan: Plan, model: GlobalModel, seed: bytes, policy: ReleasePolicy
+    ) -> None:
+        super().__init__(AGGREGATOR, Role.AGGREGATOR, *parts, keeps_session=True)
+        self.rounds = rounds
+        self.plan = plan
+        self.first_model = model
+        self.seed = seed
+        self.policy = policy
+        self.refused: Counter[str] = Counter()
+        self.machine: RoundMachine
+        self.intake: Intake
+
+    def start(self) -> None:
+        me = self.site.node(AGGREGATOR)
+        self.machine, effects = RoundMachine.restore(
+            self.disk.below(f"round/{TASK}/"),
+            topics=self.topics,
+            aggregator=AGGREGATOR,
+            signer=me.signer,
+            settings=self.rounds,
+            plan=self.plan,
+            optimiser=OPTIMISER,
+            model=self.first_model,
+            seed=self.seed,
+        )
+        self.intake = Intake(self.topics, self.site.ring(), [TASK])
+        self.intake.remember(self.machine.certificates, self.now())
+        self.carry_out(effects)
+        self.set_timer()
+
+    def connected(self) -> None:
+        self.link.subscribe(f"{self.topics.root}/device/+/up/#", 1)
+        self._publish_release()
+        self.handle(Connected())
+
+    def take(self, topic: str, payload: bytes) -> None:
+        try:
+            event = self.intake.take(topic, payload, self.now())
+        except PeerError as fault:
+            self.refused[fault.reason] += 1
+            return
+        self.handle(event)
+
+    def special(self, effect: Effect) -> None:
+        assert isinstance(effect, PublishCandidate)
+        self.observer.candidate(effect, self.machine.model, self.disk)
+        self.later(BUILD_S, lambda: self._release(effect.candidate, effect.plan))
+
+    def _release(self, candidate: Candidate, plan: bytes) -> None:
+        key = f"registry/{candidate.round}"
+        if key not in self.disk.data:
+            if candidate.round in self.policy.refused_rounds:
+                self.handle(ReleaseFailed("the validation gate said no"))
+                return
+            release = {
+                "version": candidate.parent_version + 1,
+                "weights": candidate.weights.astype("<f4").tobytes(),
+                "plan": plan,
+            }
+            self.disk.put(key, msgpack.packb(release))
+        release = msgpack.unpackb(self.disk.data[key])
+        self.disk.put("registry/newest", self.disk.data[key])
+        self.observer.registered(release["version"], release["weights"], release["plan"])
+        self._publish_release()
+        event = Released(release["version"], model_digest(release["weights"]), digest(release["plan"]))
+        self.observer.released(event)
+        self.handle(event)
+
+    def _publish_release(self) -> None:
+        newest = self.disk.data.get("registry/newest")
+        if newest is None:
+            first = self.first_model
+            newest = msgpack.packb(
+                {"version": first.version, "weights": first.weights.tobytes(), "plan": first.plan}
+            )
+        self.send(Publish(self.topics.rollout(TASK), newest, retain=True))
+
+
+def digest(data: bytes) -> str:
+    """SHA-256, hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def model_digest(weights: bytes) -> str:
+    """What stands for the digest of the weights file here."""
+    return digest(b"weights file" + weights)
