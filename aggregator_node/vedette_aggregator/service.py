@@ -8,7 +8,9 @@ import os
 import signal
 import time
 from collections.abc import Coroutine
+from datetime import datetime
 from functools import partial
+from itertools import product
 from typing import Any, Final
 
 from vedette_aggregator import alert_store
@@ -29,7 +31,7 @@ from vedette_core.runtime.metrics import serve as serve_metrics
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, StateStore
-from vedette_schemas.alert import Alert
+from vedette_schemas.alert import Alert, AlertState, Severity
 from vedette_schemas.envelope import seal
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError
 from vedette_schemas.round import Phase
@@ -90,6 +92,7 @@ class AggregatorService:
         for task in settings.tasks:
             self._add_task(task)
         self._intake = self._make_intake()
+        self._show_zeros()
 
     def _add_task(self, task: TaskSection) -> None:
         model = TaskModel.of(task)
@@ -114,6 +117,16 @@ class AggregatorService:
             model=releases.initial(plan, time.time()),
             seed=self._seed(),
         )
+
+    def _show_zeros(self) -> None:
+        """Counters that start at zero: the first increase of one that was not there before is not seen."""
+        for task in self._machines:
+            for severity, kind in product(Severity, ("magnitude", "sustained")):
+                self._metrics.inc("alerts_received", task, severity.value, kind, AlertState.OPEN.value, by=0)
+            for outcome in ("released", "failed"):
+                self._metrics.inc("rounds", task, outcome, by=0)
+            self._metrics.inc("releases", task, by=0)
+            self._metrics.inc("update_bytes", task, by=0)
 
     def _seed(self) -> bytes:
         """Secret of the random selection, made once."""
@@ -197,6 +210,7 @@ class AggregatorService:
         if self._alerts.add(alert, time.time()):
             labels = (alert.model.task, alert.severity.value, alert.kind, alert.state.value)
             self._metrics.inc("alerts_received", *labels)
+            self._metrics.observe("alert_delay_seconds", value=max(0.0, time.time() - _seconds(alert.window_end)))
         item = ReceiptItem(id=f"{alert.id}.{alert.seq}", outcome="accepted")
         receipt = seal(Receipt(device=alert.device, items=(item,)), RECEIPT_TYPE, self._node.id, self._node.signer)
         self._shell.publish(Publish(self._topics.receipt(alert.device), receipt, qos=0))
@@ -311,3 +325,7 @@ def serve(settings: AggregatorSettings) -> None:
         await service.run(stop)
 
     asyncio.run(main())
+
+
+def _seconds(time_text: str) -> float:
+    return datetime.fromisoformat(time_text).timestamp()

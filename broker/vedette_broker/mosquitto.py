@@ -18,7 +18,7 @@ from vedette_broker.limits import (
     QUEUE_MESSAGES_MAX,
 )
 from vedette_schemas.codec import PAYLOAD_BYTES_MAX
-from vedette_schemas.errors import ConfigError
+from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.topics import ACCESS, Role, Topics
 
 CONF: Final = "mosquitto.conf"
@@ -57,15 +57,19 @@ def render(config: MosquittoConfig) -> dict[str, str]:
         File name to text: `CONF` and `ACL`.
 
     Raises:
-        ConfigError: a value would break out of its line, or the port is none.
+        ConfigError: a value would break out of its line, the site's id is invalid, or the port is none.
     """
     for name in ("bundle", "directory", "state_directory", "host", "run_as"):
         value: str = getattr(config, name)
         if any(ord(c) < 32 for c in value) or value != value.strip():
             raise ConfigError(f"mosquitto {name}: found {value!r}, expected one line without spaces around it")
+    try:
+        topics = Topics(config.site)
+    except PeerError as fault:
+        raise ConfigError(f"mosquitto {fault}") from fault
     if not 1 <= config.port <= 65535:
         raise ConfigError(f"mosquitto port: found {config.port}, expected 1 to 65535")
-    return {CONF: _conf(config), ACL: _acl(Topics(config.site))}
+    return {CONF: _conf(config), ACL: _acl(topics)}
 
 
 def _conf(config: MosquittoConfig) -> str:

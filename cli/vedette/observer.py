@@ -23,7 +23,7 @@ from vedette_schemas.telemetry import DeviceState, Telemetry
 from vedette_schemas.topics import Topics
 
 log = logging.getLogger("vedette.observer")
-CONNECT_TIMEOUT_S = 20.0
+CONNECT_TIMEOUT_S = 10.0
 
 
 class Observer:

@@ -126,7 +126,12 @@ class ModelSlots:
         active, name = self._sound(self._state.active), self._spare_name
         if active is not None and active.model.sha256 == model.sha256:
             return
-        self.load(model)
+        if not self.holds(model):
+            raise RefusedError(
+                f"task {model.task}: found no sound copy of release {model.version} in spare slot {name}, expected it "
+                "staged there",
+                rule="slot",
+            )
         slot = _Slot(model=model, status=SlotStatus.TRIAL)
         self._commit(self._with(name, slot).model_copy(update={"active": name}))
 
@@ -169,11 +174,15 @@ class ModelSlots:
         Raises:
             RefusedError: no slot holds it, or its bytes are damaged.
         """
+        damaged: RefusedError | None = None
         for name in ("a", "b"):
             slot = self._slot(name)
             if slot is not None and slot.model.sha256 == model.sha256:
-                return self._read(name, slot.model)
-        raise RefusedError(
+                try:
+                    return self._read(name, slot.model)
+                except RefusedError as fault:
+                    damaged = fault
+        raise damaged or RefusedError(
             f"task {model.task}: found no slot with release {model.version} ({model.sha256[:12]}…)", rule="slot"
         )
 
@@ -183,7 +192,7 @@ class ModelSlots:
 
     @property
     def _trial(self) -> bool:
-        slot = self._slot(self._state.active)
+        slot = self._sound(self._state.active)
         return slot is not None and slot.status is SlotStatus.TRIAL
 
     def _slot(self, name: str | None) -> _Slot | None:

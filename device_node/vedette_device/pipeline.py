@@ -199,6 +199,7 @@ class Pipeline:
 
     async def _feed(self, tick: Sequence[Window], carry_out: CarryOut) -> None:
         before = (self.detector.phase, self.detector.is_calibratable)
+        started = time.perf_counter()
         try:
             scored = self.detector.feed(tick, frozen=bool(self.machine.open_entities))
         except (FloatingPointError, ValueError) as fault:
@@ -215,6 +216,7 @@ class Pipeline:
         self._first_scored_s = self._first_scored_s or scored[0].end_s
         self._last_scored_s = scored[-1].end_s
         self._metrics.inc("windows_scored", self.task, by=len(scored))
+        self._metrics.observe("score_seconds", self.task, value=(time.perf_counter() - started) / len(scored))
         for window in scored:
             await carry_out(self.machine.handle(WindowScored(window), time.time()))
         if self.on_scored is not None:

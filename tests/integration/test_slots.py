@@ -102,6 +102,16 @@ def test_a_damaged_slot_counts_as_empty(slots: ModelSlots) -> None:
     assert reopened(slots).view() == SlotsView(active=model(0))
 
 
+def test_a_first_model_that_is_damaged_during_its_trial_is_replaced(slots: ModelSlots) -> None:
+    slots.stage(model(0), data(0))
+    slots.activate(model(0))
+    next(slots._directory.rglob("*.model")).write_bytes(b"")
+    again = reopened(slots)
+    assert again.view() == SlotsView()
+    install(again, 0)
+    assert again.load(model(0)) == data(0)
+
+
 def test_a_damaged_spare_is_not_activated(slots: ModelSlots) -> None:
     install(slots, 0)
     slots.stage(model(1), data(1))

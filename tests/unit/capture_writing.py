@@ -68,17 +68,25 @@ def ipv4(
     return header + options + body
 
 
-def ipv6(source: str, target: str, protocol: int, body: bytes, *, extensions: Sequence[tuple[int, bytes]] = ()) -> bytes:
+def ipv6(
+    source: str, target: str, protocol: int, body: bytes, *, extensions: Sequence[tuple[int, bytes]] = ()
+) -> bytes:
     """``extensions`` are (header number, body without its first byte) pairs."""
     kinds = [kind for kind, _ in extensions] + [protocol]
-    chain = b"".join(
-        bytes([following]) + rest for (_, rest), following in zip(extensions, kinds[1:], strict=True)
+    chain = b"".join(bytes([following]) + rest for (_, rest), following in zip(extensions, kinds[1:], strict=True))
+    return (
+        struct.pack("!IHBB", 6 << 28, len(chain) + len(body), kinds[0], 64)
+        + packed(source)
+        + packed(target)
+        + chain
+        + body
     )
-    return struct.pack("!IHBB", 6 << 28, len(chain) + len(body), kinds[0], 64) + packed(source) + packed(target) + chain + body
 
 
 def arp(sender: str, target: str, *, operation: int = 1) -> bytes:
-    return struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, operation, b"\2" * 6, packed(sender), b"\0" * 6, packed(target))
+    return struct.pack(
+        "!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, operation, b"\2" * 6, packed(sender), b"\0" * 6, packed(target)
+    )
 
 
 def ethernet(network: bytes, *, ethertype: int | None = None, vlans: Sequence[int] = ()) -> bytes:
@@ -127,7 +135,9 @@ def interface(link: int = ETHERNET, order: str = "<", *, resolution: int | None 
         options += option(9, bytes([resolution]), order)
     if offset_s:
         options += option(14, struct.pack(order + "q", offset_s), order)
-    return block(1, struct.pack(order + "HHI", link, 0, 0) + options + (option(0, b"", order) if options else b""), order)
+    return block(
+        1, struct.pack(order + "HHI", link, 0, 0) + options + (option(0, b"", order) if options else b""), order
+    )
 
 
 def enhanced(frame: bytes, ticks: int, order: str = "<", *, interface_id: int = 0, wire: int | None = None) -> bytes:

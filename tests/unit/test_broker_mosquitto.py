@@ -114,6 +114,7 @@ def test_another_site_is_denied() -> None:
         {"host": " 0.0.0.0"},
         {"run_as": "root "},
         {"state_directory": "/s\x00"},
+        {"site": "+"},
         {"port": 0},
         {"port": 65536},
     ],

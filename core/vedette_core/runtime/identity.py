@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ssl
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -92,8 +92,8 @@ class NodeIdentity:
     site: str
     bundle: Bundle
     signer: Ed25519Signer
-    certificate: bytes
-    intermediate: bytes
+    certificate: bytes = field(repr=False)
+    intermediate: bytes = field(repr=False)
     tls_not_after: float
 
 

@@ -1,0 +1,109 @@
+"""The dense detector on the shipped tank recordings: what federated rounds learn, and what INT8 keeps of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vedette_aggregator.artifacts import build_artifacts, merge_ranges
+from vedette_core.learning.encoding import Encoding, aggregate, encode
+from vedette_core.learning.local_training import train
+from vedette_core.learning.network import build_network
+from vedette_core.learning.optimiser import FedAvg
+from vedette_core.learning.scoring import ResidualScorer, calibrate_residuals
+from vedette_core.learning.spec import dense_spec
+from vedette_device.features.scaling import RobustScaler
+from vedette_device.inference import open_model
+from vedette_schemas.features import sensor_schema
+from vedette_schemas.model import Variant
+
+RECORDINGS = Path(__file__).parents[2] / "cli" / "vedette" / "recordings"
+GATEWAYS = ("gw-01", "gw-02", "gw-04")
+HISTORY = 16
+
+
+class Tank:
+    """One gateway's recording as model inputs: training, calibration, benign and tampered ones."""
+
+    def __init__(self, name: str) -> None:
+        with lzma.open(RECORDINGS / "sensor" / f"{name}.csv.xz", "rt") as file:
+            header, *lines = list(csv.reader(file))
+        table = np.array(lines, dtype=np.float64)
+        time_s, values = table[:, 0], table[:, 1:]
+        self.schema = sensor_schema(tuple(header[1:]), window_s=30.0, history=HISTORY)
+        columns = np.hstack([values, np.diff(values, axis=0, prepend=values[:1])])
+        benign = int((time_s < self._benign_until_s(name)).sum())
+        scaled = RobustScaler.fit(self.schema, columns[: benign // 2]).scale_rows(columns)
+        x = np.lib.stride_tricks.sliding_window_view(scaled, HISTORY, axis=0).transpose(0, 2, 1)
+        tampered = np.zeros(len(x), bool)
+        after = np.zeros(len(x), bool)
+        for start_s, end_s in self._episodes(name):
+            tampered |= (time_s[HISTORY - 1 :] >= start_s) & (time_s[HISTORY - 1 :] < end_s)
+            after |= (time_s[HISTORY - 1 :] >= end_s) & (time_s[HISTORY - 1 :] < end_s + HISTORY * 30.0)
+        place = np.arange(len(x))
+        self.training = np.ascontiguousarray(x[: benign // 2 - HISTORY : 2])
+        self.held_out = np.ascontiguousarray(x[benign // 2 : benign * 3 // 4 : 2])
+        self.usual = np.ascontiguousarray(x[(place >= benign * 3 // 4) & ~tampered & ~after][::2])
+        self.tampered = np.ascontiguousarray(x[tampered][::2])
+
+    @staticmethod
+    def _benign_until_s(name: str) -> float:
+        gateways = json.loads((RECORDINGS / "manifest.json").read_text())["gateways"]
+        return float(next(g for g in gateways if g["id"] == name)["sensor"]["benign_until_s"])
+
+    @staticmethod
+    def _episodes(name: str) -> list[tuple[float, float]]:
+        with (RECORDINGS / "labels.csv").open() as file:
+            rows = [r for r in csv.DictReader(file) if r["gateway"] == name and r["source"] == "sensor"]
+        return [(float(r["start_s"]), float(r["end_s"])) for r in rows]
+
+
+def auc(usual: np.ndarray, anomalous: np.ndarray) -> float:
+    order = np.concatenate([usual, anomalous]).argsort().argsort()
+    return float((order[len(usual) :].sum() - len(anomalous) * (len(anomalous) - 1) / 2) / len(usual) / len(anomalous))
+
+
+@pytest.mark.skipif(not (RECORDINGS / "labels.csv").is_file(), reason="the recordings are not in this checkout")
+def test_tampering_is_found_by_what_gateways_learnt_together_and_int8_keeps_it() -> None:
+    tanks = [Tank(name) for name in GATEWAYS]
+    network = build_network(dense_spec(*tanks[0].schema.input_shape))
+    rng = np.random.default_rng(0)
+    weights, optimiser = network.initial_weights(rng), FedAvg()
+    state = optimiser.initial_state(len(weights))
+    encoding = Encoding(len(weights), 10.0, b"recordings")
+    for _ in range(4):
+        results = [
+            train(network, weights, t.training, epochs=2, batch_size=32, learning_rate=2e-3, prox_mu=0.0, rng=rng)
+            for t in tanks
+        ]
+        levels = np.stack([encode(r.delta, encoding, rng).levels for r in results])
+        weights, state = optimiser.apply(weights, aggregate(levels, np.ones(len(tanks), np.int64), encoding), state)
+    built = build_artifacts(
+        network,
+        weights,
+        task="sensor",
+        schema=tanks[0].schema,
+        ranges=merge_ranges([r.activation_ranges for r in results]),
+        variants=[Variant.FLOAT32, Variant.INT8],
+    )
+    found, false_alarms = {}, {}
+    for variant, artifact in built.items():
+        backend = open_model(artifact.data, sha256=artifact.sha256).backend
+        areas, rates = [], []
+        for tank in tanks:
+            calibration = calibrate_residuals(network, tank.held_out, backend.reconstruct(tank.held_out))
+            scorer = ResidualScorer(network, calibration)
+            held_out, usual, tampered = (
+                scorer.score(x, backend.reconstruct(x)) for x in (tank.held_out, tank.usual, tank.tampered)
+            )
+            areas.append(auc(usual, tampered))
+            rates.append(float((usual > np.quantile(held_out, 0.99)).mean()))
+        found[variant], false_alarms[variant] = float(np.mean(areas)), float(np.mean(rates))
+    assert found[Variant.FLOAT32] > 0.85
+    assert found[Variant.INT8] >= found[Variant.FLOAT32] - 0.01
+    assert false_alarms[Variant.INT8] < 0.03, "1 % was asked for"

@@ -1,0 +1,157 @@
+"""What a person meets on the command line: help at once, and errors that say what to do, with an exit status."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vedette.exit_codes import ExitCode
+
+ROOT = Path(__file__).parents[2]
+
+
+def vedette(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vedette.main", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    done = vedette("init", str(tmp_path / "site"), "--devices", "gw-1,gw-2", "--port", "18883")
+    assert done.returncode == ExitCode.OK, done.stderr
+    return tmp_path / "site"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom vedette.main import app\n"
+        "heavy = {'numpy', 'pydantic', 'paho', 'amqtt', 'tuf', 'ai_edge_litert', 'cryptography'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version_and_help() -> None:
+    assert vedette("--version").stdout.startswith("vedette ")
+    shown = vedette("--help")
+    assert shown.returncode == ExitCode.OK
+    for command in ("demo", "device", "aggregator", "broker", "ca", "init"):
+        assert command in shown.stdout
+
+
+def test_unknown_command_is_a_usage_error() -> None:
+    assert vedette("frobnicate").returncode == ExitCode.USAGE
+
+
+def test_init_makes_settings_that_are_read_back(site: Path) -> None:
+    for component, name in (("broker", "broker"), ("aggregator", "aggregator"), ("device", "gw-1")):
+        done = vedette("config", "check", component, str(site / "config" / f"{name}.toml"))
+        assert (done.returncode, done.stdout.strip().endswith("ok")) == (ExitCode.OK, True), done.stderr
+    assert all(p.stat().st_mode & 0o077 == 0 for p in site.rglob("*.key"))
+
+
+def test_init_does_not_touch_a_folder_that_is_in_use(site: Path) -> None:
+    done = vedette("init", str(site))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "expected a new or empty folder" in done.stderr
+
+
+@pytest.mark.parametrize("devices", ["aggregator", "GW_1", "a,a"])
+def test_init_refuses_ids_that_cannot_be(tmp_path: Path, devices: str) -> None:
+    done = vedette("init", str(tmp_path / "s"), "--devices", devices)
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_key_says_what_was_meant(site: Path) -> None:
+    path = site / "config" / "gw-1.toml"
+    path.write_text(path.read_text().replace("port =", "prot ="))
+    done = vedette("device", "run", "-c", str(path))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "unknown key 'broker.prot'; did you mean 'port'?" in done.stderr
+
+
+def test_missing_settings_file(tmp_path: Path) -> None:
+    done = vedette("aggregator", "run", "-c", str(tmp_path / "none.toml"))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "no such file" in done.stderr
+
+
+def test_device_without_a_detector(site: Path) -> None:
+    done = vedette("device", "run", "-c", str(site / "config" / "gw-1.toml"))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "expected a [network] or a [sensor] table" in done.stderr
+
+
+def test_missing_capture(site: Path) -> None:
+    path = site / "config" / "gw-1.toml"
+    path.write_text(
+        path.read_text() + '\n[network]\nsource = "file"\npath = "absent.pcap"\nlocal_networks = ["10.0.0.0/8"]\n'
+    )
+    done = vedette("device", "run", "-c", str(path))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "absent.pcap" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_port_taken(site: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        path = site / "config" / "broker.toml"
+        path.write_text(path.read_text().replace("port = 18883", f"port = {port}"))
+        done = vedette("broker", "run", "-c", str(path))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert str(port) in done.stderr
+
+
+def test_embedded_broker_refuses_to_face_a_network(site: Path) -> None:
+    path = site / "config" / "broker.toml"
+    path.write_text(path.read_text().replace('host = "127.0.0.1"', 'host = "0.0.0.0"'))
+    done = vedette("broker", "run", "-c", str(path))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "loopback" in done.stderr
+
+
+def test_demo_with_a_folder_that_holds_no_recordings(tmp_path: Path) -> None:
+    done = vedette("demo", "--once", "--json", "--data", str(tmp_path))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "expected a folder of recordings" in done.stderr
+
+
+def test_alerts_tail_without_a_broker(site: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    done = vedette("alerts", "tail", "-b", str(site / "ca" / "bundles" / "analytics"), "-p", str(port))
+    assert done.returncode == ExitCode.BROKER_UNREACHABLE
+    assert f"127.0.0.1:{port}" in done.stderr
+
+
+def test_ca_issue_and_list(tmp_path: Path) -> None:
+    authority = str(tmp_path / "ca")
+    assert vedette("ca", "init", "-d", authority, "-s", "plant").returncode == ExitCode.OK
+    assert vedette("ca", "issue", "gw-9", "-d", authority).returncode == ExitCode.OK
+    again = vedette("ca", "issue", "gw-9", "-d", authority)
+    assert again.returncode == ExitCode.CONFIGURATION
+    assert "gw-9" in vedette("ca", "list", "-d", authority).stdout
+
+
+def test_render_writes_mosquitto_settings(tmp_path: Path) -> None:
+    done = vedette("broker", "render", "mosquitto", "-s", "plant", "-b", "/etc/vedette/broker", "-o", str(tmp_path))
+    assert done.returncode == ExitCode.OK
+    assert "require_certificate true" in (tmp_path / "mosquitto.conf").read_text()
