@@ -1,0 +1,1 @@
+"""At the edge's centre: rounds, aggregation, releases, fleet metrics."""

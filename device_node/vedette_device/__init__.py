@@ -1,0 +1,1 @@
+"""On the gateway: sources, features, detection, participation in rounds, releases."""

@@ -20,7 +20,6 @@ PURE_PLACES = (
     "core/vedette_core/machine.py",
     "core/vedette_core/crypto/",
     "core/vedette_core/learning/",
-    "core/vedette_core/privacy/",
 )
 FORBIDDEN = frozenset(
     {

@@ -15,6 +15,9 @@ from vedette_schemas.features import FeatureSchema
 
 SPECS = {
     "flow default": flow_spec(),
+    "flow two convolutions": NetworkSpec(
+        SEPARABLE_CNN, (16, 6), (8, 8), bottleneck=4, decoder=8, target_windows=4, kernel=3
+    ),
     "flow odd steps": NetworkSpec(SEPARABLE_CNN, (7, 5), (6,), bottleneck=3, decoder=4, target_windows=2, kernel=5),
     "flow whole, relu6": NetworkSpec(
         SEPARABLE_CNN, (9, 3), (4, 5), bottleneck=2, decoder=6, target_windows=9, kernel=3, activation="relu6"

@@ -18,7 +18,7 @@ from vedette_core.learning.local_training import train
 from vedette_core.learning.model_metadata import read_model_metadata
 from vedette_core.learning.network import Network, build_network
 from vedette_core.learning.scoring import ResidualScorer, calibrate_residuals
-from vedette_core.learning.spec import DENSE_AUTOENCODER, NetworkSpec, dense_spec, flow_spec
+from vedette_core.learning.spec import DENSE_AUTOENCODER, SEPARABLE_CNN, NetworkSpec, dense_spec, flow_spec
 from vedette_core.learning.weights_file import read_weights
 from vedette_schemas.errors import PeerError, RefusedError
 from vedette_schemas.features import NETWORK_FLOWS, FeatureSchema, sensor_schema
@@ -34,6 +34,10 @@ WIDE = FeatureSchema(
 SENSOR = sensor_schema(tuple("abcdefg"))
 CASES: dict[str, tuple[NetworkSpec, FeatureSchema]] = {
     "flow": (flow_spec(), NETWORK_FLOWS),
+    "flow deep": (
+        NetworkSpec(SEPARABLE_CNN, (16, 24), (16, 16), bottleneck=8, decoder=24, target_windows=4, kernel=3),
+        NETWORK_FLOWS,
+    ),
     "sensor": (dense_spec(*SENSOR.input_shape), SENSOR),
     "wide": (dense_spec(115), WIDE),
     "wide and deep": (NetworkSpec(DENSE_AUTOENCODER, (115,), (48, 12)), WIDE),

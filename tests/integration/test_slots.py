@@ -150,6 +150,15 @@ def test_without_a_good_spare_there_is_nothing_to_fall_back_to(slots: ModelSlots
         slots.confirm(model(0))
 
 
+def test_a_model_that_was_only_staged_is_not_fallen_back_to(slots: ModelSlots) -> None:
+    install(slots, 0)
+    slots.stage(model(1), data(1))
+    next(slots._directory.rglob(f"{model(0).sha256}.model")).unlink()
+    assert slots.view() == SlotsView(spare=model(1))
+    assert slots.fall_back() is None
+    assert reopened(slots).view().active is None
+
+
 def test_a_damaged_state_file_starts_empty_and_says_so(slots: ModelSlots) -> None:
     install(slots, 0)
     (slots._directory / "state.json").write_bytes(b'{"v":1,"active":"c"}')

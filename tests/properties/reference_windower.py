@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -42,6 +43,13 @@ def inside(address: str, networks: tuple[str, ...]) -> bool:
     return any(ip in net for net in map(ipaddress.ip_network, networks) if net.version == ip.version)
 
 
+@lru_cache(maxsize=256)
+def stands_for_all(address: str, networks: tuple[str, ...]) -> bool:
+    ip = ipaddress.ip_address(address)
+    v4 = [net for net in map(ipaddress.ip_network, networks) if net.version == 4 and net.prefixlen < 31]
+    return any(ip in (net.network_address, net.broadcast_address) for net in v4)
+
+
 def moments(numbers: list[float]) -> tuple[float, float]:
     if not numbers:
         return 0.0, 0.0
@@ -76,11 +84,7 @@ class ReferenceWindower:
         self.far_run = 0
 
     def local(self, address: str) -> bool:
-        ip = ipaddress.ip_address(address)
-        for net in map(ipaddress.ip_network, self.networks):
-            if net.version == 4 and net.prefixlen < 31 and ip in (net.network_address, net.broadcast_address):
-                return False
-        return inside(address, self.networks)
+        return inside(address, self.networks) and not stands_for_all(address, self.networks)
 
     def push(self, packet: Packet) -> None:
         if self.newest is not None and packet.time_ns < self.newest - 60_000_000_000:
@@ -147,6 +151,7 @@ class ReferenceWindower:
 
     def close(self, window: int) -> None:
         packets = [packet for packet, _ in self.open[window]]
+        # Only segments whose flags could be read are marked so, and they have ports.
         answers = {p.flow for p in packets if p.flags & (SYN | ACK) == SYN | ACK and p.protocol == 6}
         answers |= {
             p.flow
@@ -184,9 +189,7 @@ class ReferenceWindower:
 
     @staticmethod
     def is_flow(packet: Packet) -> bool:
-        if packet.protocol == 256 or packet.fragment:
-            return False
-        return packet.sport is not None or packet.protocol not in (6, 17)
+        return packet.protocol != 256 and (packet.sport is not None or packet.protocol not in (6, 17))
 
     def row(self, entity: str, packets: list[Packet], answers: set[object], new_flows: set[object]) -> list[float]:
         sent = [p for p in packets if p.source == entity]
@@ -194,7 +197,7 @@ class ReferenceWindower:
         n = len(packets)
         sizes = [float(p.size) for p in packets]
         times = sorted((p.time_ns % WINDOW_NS) // 1_000 for p in packets)
-        gaps = [(b - a) / 1e6 for a, b in zip(times, times[1:], strict=False)]
+        gaps = [(b - a) / 1e6 for a, b in itertools.pairwise(times)]
         tcp = [p for p in packets if p.protocol == 6]
         peers = [p.target if p.source == entity else p.source for p in packets]
         ports = Counter(min(p.sport, p.dport) for p in packets if p.sport is not None and p.dport is not None)
@@ -225,7 +228,7 @@ class ReferenceWindower:
             sum(p.protocol == 17 for p in packets) / n,
             len(requests),
             sum(bool(p.flags & RST) for p in tcp),
-            len({p.flow for p in packets} & new_flows),
+            len({p.flow for p in packets if self.is_flow(p)} & new_flows),
             len(set(peers)),
             len(ports),
             sum(inside(peer, (*self.networks, *INTERNAL)) for peer in peers) / n,

@@ -39,7 +39,13 @@ def test_the_peer_finds_outliers() -> None:
 
 
 def test_the_benchmark_prints_every_figure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, small in {"REPETITIONS": 3, "CALLS": 40, "KITNET_CALLS": 5, "TRAINING_ROWS": 150}.items():
+    for name, small in {
+        "REPETITIONS": 3,
+        "PEER_REPETITIONS": 3,
+        "CALLS": 40,
+        "PEER_CALLS": 2,
+        "TRAINING_ROWS": 150,
+    }.items():
         monkeypatch.setattr(score, name, small)
     monkeypatch.setattr(sys, "argv", ["score.py", "--json"])
     score.main()

@@ -30,6 +30,7 @@ def changed(**values: Any) -> dict[str, Any]:
         (changed(target_windows=0), "target_windows = 0"),
         (changed(target_windows=17), "target_windows = 17"),
         (changed(bottleneck=0), "bottleneck"),
+        (changed(decoder=-1), "bottleneck"),
         (changed(bottleneck="8"), "bottleneck"),
         (changed(surplus=1), "fields"),
         ({"kind": DENSE_AUTOENCODER}, "fields"),

@@ -42,13 +42,17 @@ def render(
     site: Annotated[str, typer.Option("--site", "-s", help="The site's id.")],
     bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Where the broker's bundle will lie.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the files to.")],
+    state: Annotated[Path, typer.Option("--state", help="Where the broker keeps what must survive.")] = Path(
+        "/var/lib/mosquitto"
+    ),
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "0.0.0.0",
     port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535)] = 8883,
 ) -> None:
     """Write settings with which another broker keeps the same access rules and limits."""
     from vedette_broker.mosquitto import MosquittoConfig, render
 
-    files = render(MosquittoConfig(site=site, bundle=str(bundle), directory=str(out), host=host, port=port))
+    where = str(out.resolve())
+    files = render(MosquittoConfig(site, str(bundle.resolve()), where, str(state), host, port))
     out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")

@@ -135,7 +135,12 @@ def _dense_autoencoder(spec: NetworkSpec) -> tuple[Layer, ...]:
 
 
 def _separable_cnn(spec: NetworkSpec) -> tuple[Layer, ...]:
-    """1D convolutions over the windows, a bottleneck, and a decoder for the newest windows."""
+    """Separable 1D convolutions of stride 2 over the windows, a linear bottleneck, and a decoder of the newest windows.
+
+    The decoder is dense: 12 units to 4 windows of 24 channels cost 1,248 weights, where transposed convolutions would
+    need an operator that the smallest runtimes lack. See `vedette_core.learning.spec.flow_spec` for what is
+    reconstructed, and why.
+    """
     layers: list[Layer] = []
     shape: tuple[int, ...] = spec.input_shape
     for index, units in enumerate(spec.hidden):

@@ -116,13 +116,19 @@ class NetworkSpec:
 
 
 def flow_spec(windows: int = 16, channels: int = 24) -> NetworkSpec:
-    """The network-flow detector's default: see `vedette_core.learning.network.separable_cnn` for its shape."""
+    """The network-flow detector's default: a separable convolution, 12 units, the four newest windows (4,260 weights).
+
+    It reconstructs the newest windows only, from all of them: reconstructing the whole input spends the weights on what
+    was scored before, and keeps the score high long after an attack (lab captures, 16 episodes, 5 rounds of 10 epochs:
+    AUC 0.979, against 0.950 for the whole input and 0.961 for the newest window alone). A second convolution and a
+    decoder layer learn more slowly than a fleet with few rows can afford (0.967; after 2 rounds of 5 epochs 0.941
+    against 0.961).
+    """
     return NetworkSpec(
         kind=SEPARABLE_CNN,
         input_shape=(windows, channels),
-        hidden=(16, 16),
-        bottleneck=8,
-        decoder=24,
+        hidden=(24,),
+        bottleneck=12,
         target_windows=min(4, windows),
         kernel=3,
     )

@@ -108,6 +108,8 @@ def condense(batch: PacketBatch, flags: NDArray[np.int32], answers_before: NDArr
     # A segment that carries nothing (a bare ACK) is repeated as a matter of course.
     segment = tcp & ports & ((batch.payload > 0) | ((batch.tcp_flags & (SYN | FIN)) != 0))
     query = batch.dns_name_length != NO_QUERY
+    # Later fragments of TCP and UDP do not tell which flow they belong to.
+    is_flow = (batch.protocol != ARP) & (ports | ~(tcp | udp))
     unreachable = ((batch.protocol == ICMP) & (batch.icmp_type == _ICMP_UNREACHABLE)) | (
         (batch.protocol == ICMP6) & (batch.icmp_type == _ICMP6_UNREACHABLE)
     )
@@ -119,7 +121,7 @@ def condense(batch: PacketBatch, flags: NDArray[np.int32], answers_before: NDArr
         (syn_ack & answers_before, ANSWERS_BEFORE),
         (tcp & ((batch.tcp_flags & RST) != 0), IS_RST),
         (ports, HAS_PORTS),
-        ((batch.protocol != ARP) & ~batch.fragment & (ports | ~(tcp | udp)), IS_FLOW),
+        (is_flow, IS_FLOW),
         (query, IS_DNS_QUERY),
         (batch.mqtt_type == MQTT_PUBLISH, IS_PUBLISH),
         (batch.mqtt_type == MQTT_SUBSCRIBE, IS_SUBSCRIBE),
@@ -130,6 +132,7 @@ def condense(batch: PacketBatch, flags: NDArray[np.int32], answers_before: NDArr
     for mask, bit in marks:
         bits |= mask.astype(np.int32) * np.int32(bit)
     flow, segment_key = _keys(batch, source, target)
+    flow = np.where(is_flow, flow, ~flow)  # so that they never share a key with a flow between two ports 0
     return OpenPackets(
         time_ns=batch.time_ns,
         source=source,

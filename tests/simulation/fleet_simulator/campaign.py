@@ -39,14 +39,23 @@ class Run:
     refused: Counter[str]
 
 
+def fleet_of(seed: int) -> Fleet:
+    """The fleet of a seed."""
+    return Fleet(seed, devices=Random(f"devices {seed}").randint(3, 7))
+
+
 def run(seed: int, fleet: Fleet | None = None) -> Run:
     """Run a fleet through the faults of a seed, and on until it has recovered.
+
+    Args:
+        seed: of the faults, and of the fleet.
+        fleet: `fleet_of` the same seed, for a caller that wants its transcript.
 
     Raises:
         Violation, AssertionError: something did not hold.
     """
-    random = Random(seed)
-    fleet = fleet or Fleet(seed, devices=random.randint(3, 7))
+    random = Random(f"faults {seed}")
+    fleet = fleet or fleet_of(seed)
     faults = Faults.draw(random)
     quiet_from_s = inflict(fleet, faults, random)
     fleet.start()
@@ -103,8 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _one(seed: int) -> int:
-    random = Random(seed)
-    fleet = Fleet(seed, devices=random.randint(3, 7))
+    fleet = fleet_of(seed)
     try:
         done = run(seed, fleet)
     except Exception as fault:
