@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from cryptography.exceptions import UnsupportedAlgorithm
+
 from vedette_aggregator.round_events import CheckInReceived, UploadReceived
 from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.machine import Event
@@ -139,7 +141,14 @@ class Intake:
         return UploadReceived(body, payload)
 
     def _learn(self, device: str, certificate: bytes, intermediate: bytes, now: float) -> None:
-        self._keys.learn(certificate, now, intermediate=intermediate, sender=device, role=CertificateRole.DEVICE)
+        try:
+            self._keys.learn(certificate, now, intermediate=intermediate, sender=device, role=CertificateRole.DEVICE)
+        except (ValueError, UnsupportedAlgorithm) as fault:
+            # A certificate is parsed field by field, as each is first looked at: what a peer sent may fail anywhere.
+            raise PeerError(
+                f"certificate of {device}: found one that cannot be read ({fault}), expected one of the site's authority",
+                reason="certificate",
+            ) from fault
 
     def _check_task(self, parsed: Parsed) -> None:
         if parsed.task not in self._tasks:

@@ -207,7 +207,9 @@ class AlertRecord:
             PeerError: not this form, or another format number.
         """
         try:
-            plain = msgpack.unpackb(data, max_buffer_size=RECORD_BYTES_MAX)
+            if len(data) > RECORD_BYTES_MAX:
+                raise ValueError("too large")
+            plain = msgpack.unpackb(data)
             if plain["format"] != STATE_FORMAT:
                 raise ValueError(f"format {plain['format']!r}")
             record = cls(

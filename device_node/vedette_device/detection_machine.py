@@ -22,6 +22,7 @@ Source: `detection.md` §3; repeats on a log scale follow Slips 1.1.17.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -184,11 +185,13 @@ class DetectionMachine:
     def _judge(self, track: _Track, window: ScoredWindow) -> tuple[bool, bool]:
         """Update the average; returns whether the window is extreme, and whether the entity's average stays high."""
         settings, length_s = self._settings, max(window.end_s - window.start_s, 0.0)
-        # Windows of one entity that overlap or follow each other are one step apart; a pause is as many as fit in it.
-        passed_s = window.end_s - track.last_end_s
-        steps = max(1.0, round(passed_s / length_s, 3)) if length_s > 0 and passed_s < inf else 1.0
-        weight = smoothing(steps, settings.half_life_windows)
-        track.average += weight * (z_score(window.p_value) - track.average)
+        pause_s = window.start_s - track.last_end_s
+        if 0.0 < pause_s < inf and length_s > 0.0:
+            # What was not seen counts as ordinary: the average decays as with windows of z = 0.
+            pause = pause_s / length_s
+            track.average *= 1.0 - smoothing(pause, settings.half_life_windows)
+            track.recent.extend([False] * min(math.ceil(pause), settings.sustained_span))
+        track.average += smoothing(1.0, settings.half_life_windows) * (z_score(window.p_value) - track.average)
         track.last_end_s, track.length_s = window.end_s, length_s
         high = track.average >= self._on
         track.recent.append(high)

@@ -21,6 +21,12 @@ from vedette_schemas.model import CHUNK_BYTES, MODEL_BYTES_MAX, Variant
 from vedette_schemas.topics import Topics
 
 
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of synchronising is what is tested; waiting for the platters would only take time."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)

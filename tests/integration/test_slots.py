@@ -18,6 +18,12 @@ from vedette_schemas.errors import PeerError, RefusedError, TransientError
 from vedette_schemas.model import Variant
 
 
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of synchronising is what is tested; waiting for the platters would only take time."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 def data(version: int) -> bytes:
     return f"model {version}".encode() * 50
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,12 @@ from vedette_device.trust import RetainedMemory, TrustClient
 from vedette_schemas.codec import PAYLOAD_BYTES_MAX
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
 from vedette_schemas.model import CHUNK_BYTES, MODEL_BYTES_MAX, Variant
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of synchronising is what is tested; waiting for the platters would only take time."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture

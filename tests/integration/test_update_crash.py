@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,12 @@ from vedette_device.update_events import (
 from vedette_device.update_machine import UpdateMachine
 from vedette_device.update_state import Phase
 from vedette_schemas.errors import VedetteError
+
+
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of synchronising is what is tested; waiting for the platters would only take time."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 class Gateway:

@@ -22,7 +22,7 @@ SIZE_BYTES_MAX = 8_000_000
 BENIGN_PREFIX_S = {"network": 15 * 60, "sensor": 4 * 86_400}
 BENIGN_BETWEEN_S = {"network": 90, "sensor": 3_600}
 BENIGN_AFTER_S = {"network": 2 * 60, "sensor": 12 * 3_600}
-DURATION_S = {"network": (25, 70), "sensor": (20 * 60, 3 * 3_600)}
+DURATION_S = {"network": (10, 70), "sensor": (20 * 60, 3 * 3_600)}
 NETWORK_KINDS = {
     "port_scan",
     "syn_flood",

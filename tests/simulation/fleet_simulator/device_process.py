@@ -115,6 +115,8 @@ class DeviceProcess(Process):
 
     def _resend(self) -> None:
         self._flush()
+        # As the product's trust client does, which asks for newer metadata now and then.
+        self.link.subscribe(self.topics.rollout(TASK), 0)
         self.later(RESEND_S, self._resend)
 
     def _flush(self) -> None:
