@@ -125,7 +125,7 @@ class Activated(Event):
 
 @dataclass(frozen=True, slots=True)
 class ActivationFailed(Event):
-    """The slots could not be switched; they are as they were."""
+    """The slots could not be switched, or the model did not run after it; answered with `FallBack`."""
 
     sha256: str
     reason: str
@@ -180,7 +180,10 @@ class Confirm(Effect):
 
 @dataclass(frozen=True, slots=True)
 class FallBack(Effect):
-    """Run the last good model again (or none, where there is none); needs no network."""
+    """Run the last good model again (or none, where there is none); needs no network.
+
+    If the active model is confirmed and sound, there is nothing to leave, and nothing changes.
+    """
 
     task: str
 

@@ -278,7 +278,11 @@ class UpdateMachine:
         return [self._count("self_test_failed"), *self._retry_or_give_up(f"self-test: {event.reason}", now)]
 
     def _activation_failed(self, event: ActivationFailed, now: float) -> list[Effect]:
-        return [*self._retry_or_give_up(event.reason, now), *self._take_pending(now)]
+        return self._not_activated(event.reason, now)
+
+    def _not_activated(self, reason: str, now: float) -> list[Effect]:
+        """The slots may have been switched all the same: they are put back first, which changes nothing if not."""
+        return [FallBack(self.task), *self._retry_or_give_up(reason, now), *self._take_pending(now)]
 
     def _activated(self, event: Activated, now: float) -> list[Effect]:
         self._active, self._fallback = self._model(), self._active
@@ -312,9 +316,8 @@ class UpdateMachine:
                 return self._retry(f"no answer within {ANSWER_S_MAX:g} s", now)
             case Phase.TESTING:
                 return self._retry_or_give_up(f"self-test: no answer within {ANSWER_S_MAX:g} s", now)
-            case Phase.ACTIVATING:  # it may have happened: the slots are put back to the last good one first
-                back = FallBack(self.task)
-                return [back, *self._retry_or_give_up("no answer to the activation", now), *self._take_pending(now)]
+            case Phase.ACTIVATING:
+                return self._not_activated(f"no answer to the activation within {ANSWER_S_MAX:g} s", now)
             case _:
                 return self._give_up(f"its trial was not confirmed within {self._trial_s_max:g} s", now)
 

@@ -148,6 +148,9 @@ class Device(RuleBasedStateMachine):
                 self.slots.activate(model)
                 self.feed(Activated(model.sha256))
             case Activate(model):
+                if luck == "later":  # the slots were switched, but the model did not load
+                    self.back_allowed = True
+                    self.slots.activate(model)
                 self.feed(ActivationFailed(model.sha256, "disk full"))
             case Confirm(model):
                 self.slots.confirm(model)

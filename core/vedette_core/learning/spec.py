@@ -119,9 +119,9 @@ def flow_spec(windows: int = 16, channels: int = 24) -> NetworkSpec:
     """The network-flow detector's default: a separable convolution, 12 units, the four newest windows (4,260 weights).
 
     It reconstructs the newest windows only, from all of them: the whole input would spend the weights on what was
-    scored before, and keep the score high long after an attack. A second convolution and a decoder layer learn more slowly
-    than a fleet with few rows can afford: of held-out benign windows of eight gateways, recorded before any attack,
-    they leave 0.43 of the energy unexplained after 10 rounds of 5 epochs, and this one 0.28.
+    scored before, and keep the score high long after an attack. A second convolution and a decoder layer learn more
+    slowly than a fleet with few rows can afford: of held-out benign windows of eight gateways, recorded before any
+    attack, they leave 0.43 of the energy unexplained after 10 rounds of 5 epochs, and this one 0.28.
     """
     return NetworkSpec(
         kind=SEPARABLE_CNN,

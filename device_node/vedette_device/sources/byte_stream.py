@@ -22,6 +22,9 @@ READ_BYTES = 1 << 20
 
 _INPUT_BYTES = 1 << 16
 
+_OUTPUT_BYTES = 1 << 12
+"""Decompressed bytes of one step. A step that meets damage yields nothing, so this is the most that is lost to it."""
+
 XZ_MEMORY_BYTES_MAX = 128 << 20
 """Most memory that decompressing may take: ``xz -9`` asks for 65 MB."""
 
@@ -205,45 +208,44 @@ class _CompressedStream:
 
     def read(self, size: int) -> bytes:
         pieces: list[bytes] = []
-        wanted = size
-        while wanted > 0 and not self._ended and self._fault is None:
-            piece = self._step(wanted)
-            wanted -= len(piece)
-            if piece:
-                pieces.append(piece)
+        end = self.offset_bytes + size
+        while self.offset_bytes < end and not self._ended and self._fault is None:
+            piece = self._step(min(end - self.offset_bytes, _OUTPUT_BYTES))
+            self.offset_bytes += len(piece)
+            pieces.append(piece)
         data = b"".join(pieces)
-        self.offset_bytes += len(data)
         if not data and self._fault is not None:
             raise self._fault
         return data
 
     def _step(self, size: int) -> bytes:
-        if self._member.finished:
-            self._input = self._member.unused.lstrip(b"\0") or self._file.read(_INPUT_BYTES).lstrip(b"\0")
-            if not self._input:
-                self._ended = True
-                return b""
-            self._member = self._make()
-        elif self._member.hungry and not self._input:
-            self._input = self._file.read(_INPUT_BYTES)
-            if not self._input:
-                rest = self._member.decompress(b"", size)
-                if rest or self._member.finished:
-                    return rest
-                self._fault = SourceError(
-                    f"{self._path}: the {self._make.name} data ends early, behind {self.offset_bytes} "
-                    "uncompressed bytes or a little more; the file was cut off, fetch it again"
-                )
-                return b""
-        data, self._input = self._input, b""
         try:
+            if self._member.finished:
+                self._input = self._member.unused.lstrip(b"\0") or self._file.read(_INPUT_BYTES).lstrip(b"\0")
+                if not self._input:
+                    self._ended = True
+                    return b""
+                self._member = self._make()
+            elif self._member.hungry and not self._input:
+                self._input = self._file.read(_INPUT_BYTES)
+                if not self._input:
+                    rest = self._member.decompress(b"", size)
+                    if not rest and not self._member.finished:
+                        self._fault = SourceError(
+                            f"{self._path}: the {self._make.name} data ends early, behind {self.offset_bytes} "
+                            "uncompressed bytes; expected more, the file was cut off: fetch it again"
+                        )
+                    return rest
+            data, self._input = self._input, b""
             return self._member.decompress(data, size)
-        except (zlib.error, lzma.LZMAError) as error:
+        except (zlib.error, lzma.LZMAError, EOFError) as error:
             self._fault = SourceError(
                 f"{self._path}: the {self._make.name} data is damaged behind {self.offset_bytes} uncompressed bytes "
-                f"or a little more ({error})"
+                f"or up to {_OUTPUT_BYTES} more ({error}); expected a sound file: fetch it again"
             )
             return b""
+        except OSError as error:
+            raise TransientError(f"{self._path} cannot be read now: {error}") from error
 
     def skip_to(self, offset_bytes: int) -> None:
         while self.offset_bytes < offset_bytes:
