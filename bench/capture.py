@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from vedette_core.learning.spec import flow_spec
-from vedette_device.features import NetworkWindower, RobustScaler, Window, WindowHistory
+from vedette_device.features import NetworkWindower, RobustScaler, Window
 from vedette_device.inference import WindowScorer
+from vedette_device.input_history import InputHistory
 from vedette_device.sources import CaptureFile
 from vedette_device.sources.interface import PACKETS_READ_DEFAULT
 from vedette_schemas.features import NETWORK_FLOWS
@@ -43,7 +44,7 @@ else:
 
 PACKETS: Final = 200_000
 SECONDS: Final = 100.0
-"""Twenty windows, so that each device has several whole histories to score."""
+"""Twenty windows of each device."""
 
 DEVICE_COUNTS: Final = (1, 10, 100)
 HEADLINE_DEVICES: Final = 10
@@ -131,7 +132,7 @@ def windows_of(path: Path) -> Iterator[list[Window]]:
 
 def capture_to_score(path: Path, scaler: RobustScaler, scorer: WindowScorer) -> tuple[int, int]:
     """The whole path; returns (windows, scores)."""
-    history = WindowHistory(NETWORK_FLOWS)
+    history = InputHistory(NETWORK_FLOWS)
     windows = scores = 0
     for batch in windows_of(path):
         windows += len(batch)

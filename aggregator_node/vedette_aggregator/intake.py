@@ -146,7 +146,7 @@ class Intake:
         except (ValueError, UnsupportedAlgorithm) as fault:
             # A certificate is parsed field by field, as each is first looked at: what a peer sent may fail anywhere.
             raise PeerError(
-                f"certificate of {device}: found one that cannot be read ({fault}), expected one of the site's authority",
+                f"certificate of {device}: found one that cannot be read ({fault}), expected the site's",
                 reason="certificate",
             ) from fault
 

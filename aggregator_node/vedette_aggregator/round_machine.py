@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import Final
 
 from vedette_aggregator.admission import check_checkin, check_upload
-from vedette_aggregator.aggregation import Candidate, Contribution, GlobalModel, aggregate_round
+from vedette_aggregator.aggregation import Candidate, GlobalModel, aggregate_round
+from vedette_aggregator.round_book import RoundBook
 from vedette_aggregator.round_events import (
     KINDS,
     TABLE,
@@ -29,22 +30,16 @@ from vedette_aggregator.round_events import (
     UploadReceived,
 )
 from vedette_aggregator.round_messages import RoundMessages
-from vedette_aggregator.round_settings import RoundSettings
+from vedette_aggregator.round_settings import RoundSettings, check_same_model
 from vedette_aggregator.round_state import (
-    DeviceRecord,
-    RoundKeys,
     RoundRecord,
     RoundState,
-    below,
-    model_from_bytes,
-    model_to_bytes,
 )
 from vedette_aggregator.selection import attempt_seed, beacon_of, form_groups, select
 from vedette_core.learning.optimiser import ServerOptimiser
-from vedette_core.machine import Connected, Count, Effect, Event, Note, Persist, Tick
-from vedette_schemas import codec
-from vedette_schemas.envelope import Envelope, Signer
-from vedette_schemas.errors import ConfigError, PeerError, RefusedError
+from vedette_core.machine import Connected, Count, Effect, Event, Note, Tick
+from vedette_schemas.envelope import Signer
+from vedette_schemas.errors import PeerError, RefusedError
 from vedette_schemas.round import CheckIn, Member, Phase, Plan, Roster, Upload, plan_bytes, read_plan, upload_id
 from vedette_schemas.topics import Topics
 
@@ -97,18 +92,10 @@ class RoundMachine:
         self._seed = seed
         self._wanted_plan, _ = plan_bytes(plan)
         self._say = RoundMessages(topics, aggregator, signer)
-        self._keys = RoundKeys(plan.task)
-        self._model = model
-        self._model_stored = False
-        self._plan = _check_same_model(plan, model)
-        self._devices: dict[str, DeviceRecord] = {}
-        self._contributions: dict[str, Contribution] = {}
-        self._rosters: tuple[Roster, ...] = ()
+        self._plan = check_same_model(plan, model)
+        self._book = RoundBook(plan.task, model)
         self._candidate: Candidate | None = None
         self._announce_at: float | None = None
-        self._record = RoundRecord(
-            RoundState.INTERVAL, model.round, 0, 0.0, model.plan, model.version, model.sha256, model.version
-        )
 
     @classmethod
     def restore(
@@ -158,43 +145,43 @@ class RoundMachine:
     @property
     def state(self) -> RoundState:
         """Where the machine is."""
-        return self._record.state
+        return self._book.record.state
 
     @property
     def round(self) -> int:
         """Current round, or the last one."""
-        return self._record.round
+        return self._book.record.round
 
     @property
     def attempt(self) -> int:
         """Current attempt of it."""
-        return self._record.attempt
+        return self._book.record.attempt
 
     @property
     def model(self) -> GlobalModel:
         """What the next round starts from."""
-        return self._model
+        return self._book.model
 
     @property
     def waiting(self) -> int:
         """Devices that checked in and are in no roster yet."""
-        return len(self._waiting())
+        return len(self._book.waiting)
 
     @property
     def uploads(self) -> int:
         """Uploads accepted in the current attempt."""
-        return len(self._contributions)
+        return len(self._book.contributions)
 
     @property
     def certificates(self) -> tuple[tuple[str, bytes, bytes], ...]:
         """(device, certificate, intermediate) of every device that ever checked in: what the intake must know."""
-        checkins = (self._devices[device].checkin for device in sorted(self._devices))
+        checkins = (self._book.devices[device].checkin for device in sorted(self._book.devices))
         return tuple((c.device, c.certificate, c.intermediate) for c in checkins)
 
     def next_deadline(self) -> float | None:
         """When a `Tick` is due, epoch seconds; None if only a message or the shell's answer moves the round."""
-        waits = self.state is RoundState.CHECKIN and self._record.deadline is None
-        return (self._announce_at or 0.0) if waits else self._record.deadline
+        waits = self.state is RoundState.CHECKIN and self._book.record.deadline is None
+        return (self._announce_at or 0.0) if waits else self._book.record.deadline
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event.
@@ -231,12 +218,12 @@ class RoundMachine:
             RoundState.CHECKIN: (self._settings.checkin_s, self._form_groups),
             RoundState.COLLECT: (self._settings.collect_s, self._close),
         }.get(self.state, (0.0, self._close))
-        deadline = self._record.deadline
+        deadline = self._book.record.deadline
         if deadline is None:
             self._on_waiting(now, out)
             return
         if deadline > now + window:  # the clock went back: wait one whole window at most
-            self._record = replace(self._record, deadline=now + window)
+            self._book.record = replace(self._book.record, deadline=now + window)
         elif deadline <= now:
             passed(now, out)
 
@@ -251,33 +238,29 @@ class RoundMachine:
 
     def _open(self, now: float, out: list[Effect]) -> None:
         """A new round, from the current model and under the plan that was released with it."""
-        self._store_model(out)
-        self._plan = read_plan(self._model.plan)
+        self._book.store_model(out)
+        self._plan = read_plan(self._book.model.plan)
         number = self.round + 1
-        self._record = replace(
-            self._record,
-            round=number,
-            plan=self._model.plan,
-            model_version=self._model.version,
-            model_sha256=self._model.sha256,
+        model = self._book.model
+        record = replace(
+            self._book.record, round=number, plan=model.plan, model_version=model.version, model_sha256=model.sha256
         )
-        self._begin_checkin(1, now, out)
+        self._begin_checkin(record, 1, now, out)
         out.append(Count("rounds", "opened", self.task))
-        out.append(Note("info", f"{self.task} round {number}: open on release {self._model.version}"))
+        out.append(Note("info", f"{self.task} round {number}: open on release {self._book.model.version}"))
 
-    def _begin_checkin(self, attempt: int, now: float, out: list[Effect]) -> None:
-        self._rosters, self._announce_at = (), now + ANNOUNCE_S
+    def _begin_checkin(self, record: RoundRecord, attempt: int, now: float, out: list[Effect]) -> None:
+        self._book.rosters, self._announce_at = (), now + ANNOUNCE_S
         until = now + self._settings.checkin_s if self._enough() else None
-        self._record = self._record.checking_in(attempt, until)
-        self._commit(out)
+        self._book.commit(record.checking_in(attempt, until), out)
         self._announce(out)
 
     def _form_groups(self, now: float, out: list[Effect]) -> None:
         """The check-in window is over: draw the participants and open their groups."""
         limits, where = self._plan.groups, (self.task, self.round, self.attempt)
-        selected = select(self._waiting(), limits.checkins_max, attempt_seed(self._seed, *where))
-        keys = {device: self._devices[device].checkin.epk for device in selected}
-        beacon = beacon_of(self._record.transcript, *where, keys)
+        selected = select(self._book.waiting, limits.checkins_max, attempt_seed(self._seed, *where))
+        keys = {device: self._book.devices[device].checkin.epk for device in selected}
+        beacon = beacon_of(self._book.record.transcript, *where, keys)
         grouping = form_groups(
             selected, beacon, self.task, group_size=limits.group_size, survivors_min=limits.survivors_min
         )
@@ -286,33 +269,32 @@ class RoundMachine:
             self._retry(f"found {placed} devices in groups, expected a quorum of {limits.quorum}", now, out)
             return
         deadline = now + self._settings.collect_s
-        self._rosters = tuple(
+        self._book.rosters = tuple(
             Roster(
                 task=self.task,
                 round=self.round,
                 attempt=self.attempt,
                 gid=gid,
-                model=self._record.model_sha256,
-                model_version=self._record.model_version,
-                plan=hashlib.sha256(self._record.plan).hexdigest(),
+                model=self._book.record.model_sha256,
+                model_version=self._book.record.model_version,
+                plan=hashlib.sha256(self._book.record.plan).hexdigest(),
                 beacon=beacon,
                 members=tuple(Member(device=device, epk=keys[device]) for device in members),
                 deadline_s=deadline,
             )
             for gid, members in grouping.members.items()
         )
-        self._record = self._record.collecting(deadline, beacon, grouping.count, self._rosters)
-        self._commit(out)
-        self._mark_used(out)
+        self._book.commit(self._book.record.collecting(deadline, beacon, grouping.count, self._book.rosters), out)
+        self._book.mark_used(out)
         self._announce(out)
-        groups = len(self._rosters)
+        groups = len(self._book.rosters)
         out.append(Note("info", f"{self.task} round {self.round}.{self.attempt}: {placed} devices in {groups} groups"))
 
     def _close(self, now: float, out: list[Effect]) -> None:
         """The uploads are in, or their time is over."""
         limits = self._plan.groups
-        counts = {r.gid: sum(m.device in self._contributions for m in r.members) for r in self._rosters}
-        surviving = [r for r in self._rosters if counts[r.gid] >= limits.survivors_min]
+        counts = {r.gid: sum(m.device in self._book.contributions for m in r.members) for r in self._book.rosters}
+        surviving = [r for r in self._book.rosters if counts[r.gid] >= limits.survivors_min]
         total = sum(counts[r.gid] for r in surviving)
         if total < limits.quorum:
             found = f"found {total} uploads in groups of at least {limits.survivors_min}"
@@ -323,41 +305,36 @@ class RoundMachine:
         except (RefusedError, PeerError) as fault:  # the same input would fail in every attempt alike
             self._end(Phase.FAILED, str(fault), now, out)
             return
-        self._record = self._record.releasing(candidate.contributors, self._wanted_plan)
-        self._commit(out)
+        self._book.commit(self._book.record.releasing(candidate.contributors, self._wanted_plan), out)
         out.append(PublishCandidate(candidate, self._wanted_plan))
 
     def _aggregate(self, surviving: list[Roster]) -> Candidate:
         members = {m.device for r in surviving for m in r.members}
-        counted = {device: c for device, c in self._contributions.items() if device in members}
-        self._candidate = aggregate_round(self._plan, surviving, counted, self._model, self._optimiser)
+        counted = {device: c for device, c in self._book.contributions.items() if device in members}
+        self._candidate = aggregate_round(self._plan, surviving, counted, self._book.model, self._optimiser)
         return self._candidate
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
     def _on_checkin(self, body: CheckIn, now: float, out: list[Effect]) -> Answer:
-        known = self._devices.get(body.device)
+        known = self._book.devices.get(body.device)
         if known is None or body != known.checkin:
             try:
-                check_checkin(body, read_plan(self._model.plan), known.checkin.seq if known else 0)
+                check_checkin(body, read_plan(self._book.model.plan), known.checkin.seq if known else 0)
             except PeerError as fault:
                 return self._refuse(body.device, body.id, fault, out)
-            record = DeviceRecord(body, accepted=known.accepted if known else (0, 0))
-            self._devices[body.device] = record
-            out.append(Persist(self._keys.device(body.device), record.to_bytes()))
+            self._book.add_checkin(body, out)
         out.append(self._say.receipt(body.device, body.id))
-        if self.state is RoundState.CHECKIN and self._record.deadline is None and self._enough():
+        if self.state is RoundState.CHECKIN and self._book.record.deadline is None and self._enough():
             until = now + self._settings.checkin_s
-            self._record = replace(self._record, deadline=until, checkin_until_s=until)
-            self._commit(out)
+            self._book.commit(replace(self._book.record, deadline=until, checkin_until_s=until), out)
             self._announce(out)
         return Answer.ACCEPT
 
     def _on_upload(self, body: Upload, sealed: bytes, answer: Answer, now: float, out: list[Effect]) -> Answer:
-        digest = hashlib.sha256(sealed).digest()
         if self._is_known(body):
-            first = self._contributions.get(body.device)
-            if first is not None and digest != first.digest:
+            first = self._book.contributions.get(body.device)
+            if first is not None and hashlib.sha256(sealed).digest() != first.digest:
                 out.append(Note("warning", f"{body.device}: found other bytes under {body.id}; the first ones count"))
             out.append(self._say.receipt(body.device, body.id))
             return Answer.ACCEPT
@@ -365,10 +342,9 @@ class RoundMachine:
             self._check_upload(body, answer)
         except PeerError as fault:
             return self._refuse(body.device, body.id, fault, out)
-        self._contributions[body.device] = Contribution(body, digest)
-        out.append(Persist(self._keys.upload(body.device), sealed))
+        self._book.add_upload(body, sealed, out)
         out.append(self._say.receipt(body.device, body.id))
-        if len(self._contributions) == sum(len(r.members) for r in self._rosters):
+        if len(self._book.contributions) == sum(len(r.members) for r in self._book.rosters):
             self._close(now, out)
         return Answer.ACCEPT
 
@@ -377,9 +353,9 @@ class RoundMachine:
         belongs = (body.round, body.attempt)
         if body.id != upload_id(self.task, *belongs, body.device):
             return False
-        known = self._devices.get(body.device)
+        known = self._book.devices.get(body.device)
         return (known is not None and known.accepted == belongs) or (
-            belongs == (self.round, self.attempt) and body.device in self._contributions
+            belongs == (self.round, self.attempt) and body.device in self._book.contributions
         )
 
     def _check_upload(self, body: Upload, answer: Answer) -> None:
@@ -389,7 +365,7 @@ class RoundMachine:
             raise PeerError(f"{who}: found round {body.round}.{body.attempt}, expected {current}", reason="round")
         if answer is not Answer.ACCEPT:
             raise PeerError(f"{who}: found it after the round was closed, expected it earlier", reason="late")
-        roster = next((r for r in self._rosters if any(m.device == body.device for m in r.members)), None)
+        roster = self._book.roster_of(body.device)
         if roster is None:
             raise PeerError(f"{who}: found a device that is in no group, expected a member", reason="member")
         check_upload(body, roster, self._plan)
@@ -402,15 +378,15 @@ class RoundMachine:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _on_released(self, event: Released, now: float, out: list[Effect]) -> Answer:
-        if event.version <= self._model.version:
+        if event.version <= self._book.model.version:
             return Answer.DISCARD  # the answer to an earlier candidate, once more
-        plan = self._record.offered_plan
+        plan = self._book.record.offered_plan
         if event.plan_sha256 != hashlib.sha256(plan).hexdigest():
             raise ValueError(f"release {event.version}: published with another plan than was handed over")
         candidate = self._candidate
         assert candidate is not None, "there is one while it is being released"
-        self._record = replace(self._record, transcript=candidate.transcript)
-        replaced = self._take_model(
+        self._book.record = replace(self._book.record, transcript=candidate.transcript)
+        replaced = self._book.take_model(
             GlobalModel(event.version, event.model_sha256, plan, self.round, candidate.weights, candidate.optimiser),
             out,
         )
@@ -419,25 +395,13 @@ class RoundMachine:
         return Answer.ACCEPT
 
     def _on_replaced(self, model: GlobalModel, now: float, out: list[Effect]) -> None:
-        _check_same_model(read_plan(self._wanted_plan), model)
-        replaced = self._take_model(model, out)
+        check_same_model(read_plan(self._wanted_plan), model)
+        replaced = self._book.take_model(model, out)
         if self.state in (RoundState.INTERVAL, RoundState.FINISHED):
-            self._commit(out)
+            self._book.commit(self._book.record, out)
         else:
             self._end(Phase.FAILED, f"release {model.version} was made the active one", now, out)
         out += replaced
-
-    def _take_model(self, model: GlobalModel, out: list[Effect]) -> list[Effect]:
-        """Write the next rounds' model down; return what drops the old one, for behind the commit."""
-        before, self._model, self._model_stored = self._model.version, model, False
-        self._store_model(out)
-        self._record = replace(self._record, base_version=model.version)
-        return [] if before == model.version else [Persist(self._keys.model(before), None)]
-
-    def _store_model(self, out: list[Effect]) -> None:
-        if not self._model_stored:
-            out.append(Persist(self._keys.model(self._model.version), model_to_bytes(self._model)))
-            self._model_stored = True
 
     def _retry(self, reason: str, now: float, out: list[Effect]) -> None:
         """The attempt failed: check-in again, with fresh keys, or give the round up."""
@@ -445,122 +409,49 @@ class RoundMachine:
             self._end(Phase.FAILED, f"attempt {self.attempt}: {reason}", now, out)
             return
         out.append(Note("warning", f"{self.task} round {self.round}.{self.attempt}: {reason}; trying again"))
-        gone = self._settle(out)
-        self._record = replace(self._record, reason=reason)
-        self._begin_checkin(self.attempt + 1, now, out)
+        gone = self._book.settle(out)
+        self._begin_checkin(replace(self._book.record, reason=reason), self.attempt + 1, now, out)
         out += gone
         out.append(Count("rounds", "retried", self.task))
 
     def _end(self, phase: Phase, reason: str, now: float, out: list[Effect]) -> None:
-        gone = self._settle(out)
+        gone = self._book.settle(out)
         self._candidate = None
-        last = 0 < self._settings.rounds_max <= self._record.rounds + 1
-        self._record = self._record.ended(phase, reason, None if last else now + self._settings.interval_s)
-        self._commit(out)
+        last = 0 < self._settings.rounds_max <= self._book.record.rounds + 1
+        self._book.commit(
+            self._book.record.ended(phase, reason, None if last else now + self._settings.interval_s), out
+        )
         out += gone
         self._announce(out)
         done = phase is Phase.DONE
         ended = f"{self.task} round {self.round}.{self.attempt}"
         out.append(Count("rounds", "released" if done else "failed", self.task))
         if done:
-            out.append(Note("info", f"{ended}: released as version {self._model.version}"))
+            out.append(Note("info", f"{ended}: released as version {self._book.model.version}"))
         else:
-            out.append(Note("error", f"{ended} failed: {reason}; release {self._model.version} stays"))
-
-    def _settle(self, out: list[Effect]) -> list[Effect]:
-        """Remember who was accepted; return the effects that drop the uploads, for behind the commit."""
-        gone: list[Effect] = []
-        for device in sorted(self._contributions):
-            record = replace(self._devices[device], accepted=(self.round, self.attempt))
-            self._devices[device] = record
-            out.append(Persist(self._keys.device(device), record.to_bytes()))
-            gone.append(Persist(self._keys.upload(device), None))
-        self._contributions = {}
-        return gone
-
-    # -- effects ------------------------------------------------------------------------------------------------------
-
-    def _commit(self, out: list[Effect]) -> None:
-        out.append(Persist(self._keys.state, self._record.to_bytes()))
-
-    def _mark_used(self, out: list[Effect]) -> None:
-        for roster in self._rosters:
-            for member in roster.members:
-                record = self._devices[member.device]
-                if record.checkin.epk == member.epk and not record.used:
-                    self._devices[member.device] = replace(record, used=True)
-                    out.append(Persist(self._keys.device(member.device), self._devices[member.device].to_bytes()))
+            out.append(Note("error", f"{ended} failed: {reason}; release {self._book.model.version} stays"))
 
     def _announce(self, out: list[Effect]) -> None:
         """Publish the retained state: rosters before the state that sends devices to them."""
-        if self._record.phase == Phase.COLLECT:
-            out += [self._say.roster(roster) for roster in self._rosters]
-        if self._record.phase:
-            out.append(self._say.round(self.task, self._record))
-
-    # -- what is there ------------------------------------------------------------------------------------------------
-
-    def _waiting(self) -> list[str]:
-        return [device for device, record in self._devices.items() if not record.used]
+        if self._book.record.phase == Phase.COLLECT:
+            out += [self._say.roster(roster) for roster in self._book.rosters]
+        if self._book.record.phase:
+            out.append(self._say.round(self.task, self._book.record))
 
     def _enough(self) -> bool:
         limits = self._plan.groups
-        return len(self._waiting()) >= max(limits.quorum, limits.survivors_min)
-
-    def _surviving(self) -> list[Roster]:
-        """The groups that are in the candidate."""
-        contributors = set(self._record.contributors)
-        return [r for r in self._rosters if any(m.device in contributors for m in r.members)]
+        return len(self._book.waiting) >= max(limits.quorum, limits.survivors_min)
 
     def _resume(self, wanted: Plan, persisted: Mapping[str, bytes]) -> list[Effect]:
-        keys, out = self._keys, list[Effect]()
-        self._devices = {
-            device: DeviceRecord.from_bytes(data, keys.device(device))
-            for device, data in below(persisted, keys.devices).items()
-        }
-        if keys.state not in persisted:
-            return out
-        self._record = RoundRecord.from_bytes(persisted[keys.state], keys.state)
-        base = keys.model(self._record.base_version)
-        if base not in persisted:
-            raise ConfigError(f"stored {base}: found nothing; restore the state database from its backup")
-        self._model, self._model_stored = model_from_bytes(persisted[base], base), True
-        _check_same_model(wanted, self._model)
-        self._plan = read_plan(self._record.plan)
-        self._rosters = tuple(codec.unpack(Roster, data) for data in self._record.rosters)
-        out += [Persist(key, None) for key in persisted if key.startswith(keys.models) and key != base]
-        self._mark_used(out)
-        collecting = self.state in (RoundState.COLLECT, RoundState.RELEASING)
-        for device, sealed in below(persisted, keys.uploads).items():
-            upload = codec.unpack(Upload, codec.unpack(Envelope, sealed).body)
-            if collecting and (upload.round, upload.attempt) == (self.round, self.attempt):
-                self._contributions[device] = Contribution(upload, hashlib.sha256(sealed).digest())
-            else:
-                out.append(Persist(keys.upload(device), None))
-        last = 0 < self._settings.rounds_max <= self._record.rounds
+        out = self._book.load(persisted)
+        check_same_model(wanted, self._book.model)
+        self._plan = read_plan(self._book.record.plan)
+        last = 0 < self._settings.rounds_max <= self._book.record.rounds
         if self.state is RoundState.FINISHED and not last:
-            self._record = replace(self._record, state=RoundState.INTERVAL, deadline=0.0)
+            self._book.record = replace(self._book.record, state=RoundState.INTERVAL, deadline=0.0)
         elif self.state is RoundState.INTERVAL and last:
-            self._record = replace(self._record, state=RoundState.FINISHED, deadline=None)
+            self._book.record = replace(self._book.record, state=RoundState.FINISHED, deadline=None)
         self._announce(out)
         if self.state is RoundState.RELEASING:
-            out.append(PublishCandidate(self._aggregate(self._surviving()), self._record.offered_plan))
+            out.append(PublishCandidate(self._aggregate(self._book.surviving), self._book.record.offered_plan))
         return out
-
-
-def _check_same_model(wanted: Plan, model: GlobalModel) -> Plan:
-    """The plan that `model` was released with, if the wanted one is for the same model."""
-    released = read_plan(model.plan)
-    for name in ("task", "feature_schema", "network", "dimension"):
-        found, expected = getattr(wanted, name), getattr(released, name)
-        if found != expected:
-            raise ConfigError(
-                f"task {released.task}: found {name} {found!r} in the plan, expected {expected!r} as in release "
-                f"{model.version}; another model needs a task of its own"
-            )
-    if model.weights.shape != (released.dimension,):
-        raise ConfigError(
-            f"task {released.task}: found {model.weights.shape} weights in release {model.version}, "
-            f"expected ({released.dimension},)"
-        )
-    return released

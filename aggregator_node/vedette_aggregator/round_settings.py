@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from vedette_aggregator.aggregation import GlobalModel
 from vedette_core.learning.encoding import Encoding
 from vedette_schemas.errors import ConfigError
-from vedette_schemas.round import DIMENSION_MAX, GroupPlan, Plan, TrainingPlan, UpdatePlan
+from vedette_schemas.round import DIMENSION_MAX, GroupPlan, Plan, TrainingPlan, UpdatePlan, read_plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,3 +122,25 @@ class RoundSettings:
                 f"{DIMENSION_MAX}: an upload must fit one message; choose a smaller network"
             )
         return plan
+
+
+def check_same_model(wanted: Plan, model: GlobalModel) -> Plan:
+    """The plan that a model was released with, if the wanted one is for the same model.
+
+    Raises:
+        ConfigError: it is for another task, feature schema or network.
+    """
+    released = read_plan(model.plan)
+    for name in ("task", "feature_schema", "network", "dimension"):
+        found, expected = getattr(wanted, name), getattr(released, name)
+        if found != expected:
+            raise ConfigError(
+                f"task {released.task}: found {name} {found!r} in the plan, expected {expected!r} as in release "
+                f"{model.version}; another model needs a task of its own"
+            )
+    if model.weights.shape != (released.dimension,):
+        raise ConfigError(
+            f"task {released.task}: found {model.weights.shape} weights in release {model.version}, "
+            f"expected ({released.dimension},)"
+        )
+    return released

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import heapq
+import os
 import random
 import time
 from collections.abc import Callable
+from typing import Final
 
 Action = Callable[[], None]
+
+TAKE_VARIABLE: Final = "VEDETTE_LAB_TAKE"
+"""Environment variable with the number of the recording: every one has pauses of its own."""
 
 
 class Agenda:
@@ -18,7 +23,7 @@ class Agenda:
     """
 
     def __init__(self, seed: int | str) -> None:
-        self.random = random.Random(seed)
+        self.random = random.Random(f"{os.environ.get(TAKE_VARIABLE, '1')} {seed}")
         self._due: list[tuple[float, int, float, float, Action]] = []
 
     def every(self, low_s: float, high_s: float, action: Action) -> None:

@@ -17,6 +17,9 @@ WORDS = "words.txt"
 USER_NAMES = ("admin", "ubnt", "pi", "support", "service", "guest", "operator", "tech")
 """Accounts as bots try them; none exists on the recording machine."""
 
+SLOTS = 4
+"""Attacks a gateway."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -205,7 +208,9 @@ class Runner:
         self._lock = threading.Lock()
         self.labels: list[Label] = []
 
-    def schedule(self, start_s: float, slot_s: float, stagger_s: float, pace: float) -> list[threading.Thread]:
+    def schedule(
+        self, start_s: float, slot_s: float, stagger_s: float, pace: float, take: int = 1
+    ) -> list[threading.Thread]:
         """Starts one thread an episode, each of which waits for its time.
 
         Args:
@@ -213,13 +218,15 @@ class Runner:
             slot_s: Distance of slots.
             stagger_s: What each gateway is later than the one before, so that attacks do not march in step.
             pace: Factor on every duration; 1 but for trials.
+            take: Number of the recording; every one has the attacks of a gateway in another order.
 
         Returns:
             Threads to wait for.
         """
         threads = []
         for episode in episodes():
-            at_s = start_s + episode.slot * slot_s + (episode.gateway - 1) * stagger_s
+            slot = (episode.slot + take - 1) % SLOTS
+            at_s = start_s + slot * slot_s + (episode.gateway - 1) * stagger_s
             thread = threading.Thread(target=self._carry_out, args=(episode, at_s, pace), daemon=True)
             thread.start()
             threads.append(thread)

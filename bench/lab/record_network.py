@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bench.lab import attacks, captures, plan, shipping, site, topology
+from bench.lab.agenda import TAKE_VARIABLE
 from bench.lab.programs import Programs
 
 PROGRAMS = (
@@ -52,12 +53,13 @@ def _wait(seconds: float, check: Callable[[], None]) -> None:
         check()
 
 
-def record(work: Path, pace: Pace) -> list[shipping.Label]:
+def record(work: Path, pace: Pace, take: int) -> list[shipping.Label]:
     """Runs the lab once.
 
     Args:
         work: Empty folder for assets, logs and raw captures.
         pace: Times.
+        take: Number of the recording.
 
     Returns:
         Labels of all episodes; ``work`` then holds ``gw-NN.pcap`` for each gateway.
@@ -65,6 +67,7 @@ def record(work: Path, pace: Pace) -> list[shipping.Label]:
     Raises:
         RuntimeError: A program that should run all the time has ended.
     """
+    os.environ[TAKE_VARIABLE] = str(take)  # inherited by every device
     programs = Programs(work / "logs", work)
     hunters = Programs(work / "logs", work)
     assets = work / "assets"
@@ -91,7 +94,7 @@ def record(work: Path, pace: Pace) -> list[shipping.Label]:
             print(f"capturing; attacks in {pace.benign_s:.0f} s", flush=True)
             runner = attacks.Runner(hunters, work)
             start_s = time.time() + pace.benign_s
-            threads = runner.schedule(start_s, pace.slot_s, pace.stagger_s, pace.factor)
+            threads = runner.schedule(start_s, pace.slot_s, pace.stagger_s, pace.factor, take)
             while any(thread.is_alive() for thread in threads):
                 _wait(1.0, check)
             print(f"attacks done, {len(runner.labels)} labels; {pace.tail_s:.0f} s to go", flush=True)
@@ -143,6 +146,7 @@ def ship(work: Path, out: Path, labels: list[shipping.Label]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="record the network lab (needs root)")
     parser.add_argument("--trial", action="store_true", help="three minutes, to see that everything talks")
+    parser.add_argument("--take", type=int, default=1, help="number of the recording: other pauses, another order")
     parser.add_argument("--work", type=Path, help="keep logs and raw captures in this new folder")
     parser.add_argument("--out", type=Path, default=shipping.RECORDINGS)
     arguments = parser.parse_args()
@@ -157,7 +161,7 @@ def main() -> None:
         if arguments.work is not None:
             work = arguments.work.absolute()
             work.mkdir(parents=True)
-        labels = record(work, Pace(arguments.trial))
+        labels = record(work, Pace(arguments.trial), arguments.take)
         ship(work, arguments.out, labels)
 
 

@@ -79,6 +79,10 @@ class Observer:
         """Wait for ever; a reader that only prints has nothing else to do."""
         await asyncio.Event().wait()
 
+    def phase(self, task: str) -> Phase | None:
+        """Where a task's round is, as announced last."""
+        return self.rounds[task].phase if task in self.rounds else None
+
     def sightings(self) -> list[Sighting]:
         """Alerts in the form in which they are judged; messages that only close an alert are none."""
         return [

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vedette_core.learning.layout import Float32
-from vedette_device.features.scaling import ROWS_OWN_MIN, EntityScalers
+from vedette_device.features.scaling import ROWS_OWN_MIN, EntityScalers, RobustScaler
 from vedette_device.features.windows import Window
 from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.features import FeatureSchema
@@ -20,6 +20,9 @@ USUAL_QUANTILES: Final = (0.05, 0.95)
 INPUTS_KEPT_MAX: Final = 4096
 """Most model inputs that are kept for training. Neighbouring inputs share all but one of their windows: thinning a long
 stretch out evenly loses little, and 4,096 inputs of the largest schema in use are 3 MB."""
+OWN_SCALE_MIN: Final = 0.5
+"""Smallest scale of an entity's column, in scales of all entities together: one that hardly moved in a short learning
+phase has said little about how it moves, and its next ordinary burst would be tens of its own units off."""
 RANGE_MARGIN: Final = 1.0
 """How far a reconstruction may leave the range that was seen in the learning phase, in scaled units (robust standard
 deviations): as far as a season carries a reading that was learnt for some days."""
@@ -53,7 +56,7 @@ class Baseline:
         for window in windows:
             by_entity.setdefault(window.entity, []).append(window.values)
         rows = {entity: np.stack(values) for entity, values in by_entity.items()}
-        scalers = EntityScalers.fit(schema, rows)
+        scalers = _widened(EntityScalers.fit(schema, rows))
         usual = {e: _usual(r) for e, r in rows.items() if len(r) >= ROWS_OWN_MIN}
         usual[""] = _usual(np.concatenate(list(rows.values())))
         scaled = np.concatenate([scalers.for_entity(e).scale_rows(r) for e, r in rows.items()])
@@ -107,6 +110,15 @@ class Baseline:
         except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as fault:
             raise PeerError(f"baseline state: found {fault!r}, expected what `to_state` gives") from fault
         return cls(scalers, usual, lowest, highest)
+
+
+def _widened(scalers: EntityScalers) -> EntityScalers:
+    least = OWN_SCALE_MIN * scalers.pooled.scale
+    own = {
+        entity: RobustScaler(each.schema, each.transforms, each.centre, np.maximum(each.scale, least))
+        for entity, each in scalers.own.items()
+    }
+    return EntityScalers(scalers.pooled, own)
 
 
 def _usual(rows: npt.NDArray[np.float32]) -> Float32:

@@ -16,17 +16,17 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from vedette_core.learning.calibration import SCORES_MAX, SCORES_MIN, RollingCalibration
+from vedette_core.learning.calibration import SCORES_MAX, SCORES_MIN
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import Network
-from vedette_core.learning.scoring import ResidualCalibration, ResidualScorer, calibrate_residuals
 from vedette_device.alert_record import ScoredWindow
 from vedette_device.baseline import INPUTS_KEPT_MAX, Baseline
+from vedette_device.calibrated_model import CalibratedModel, Reconstructs, shaped
 from vedette_device.features.windows import Window
 from vedette_device.input_history import InputHistory, pack_windows, unpack_windows
 from vedette_device.reasons import top_reasons
@@ -44,17 +44,6 @@ REASONS_P: Final = 0.25
 """Windows with a larger p-value get no reasons: nobody will ask why an ordinary window was ordinary."""
 TIMINGS_KEPT: Final = 512
 """Timings behind the reported quantiles: some minutes of a busy gateway."""
-
-
-class Reconstructs(Protocol):
-    """What a detector needs of a back end (`vedette_device.inference.Backend`)."""
-
-    @property
-    def network(self) -> Network:
-        """Shapes and target of the model."""
-
-    def reconstruct(self, x: Float32) -> Float32:
-        """Reconstructions ``(n, *target_shape)`` of ``(n, *input_shape)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +74,6 @@ class DetectorSettings:
             raise ConfigError(f"alpha: found {self.alpha}, expected a probability between 0 and 1")
 
 
-@dataclass(slots=True)
-class _Active:
-    """The model that scores, and its calibration on this device."""
-
-    backend: Reconstructs
-    model: AlertModel
-    scorer: ResidualScorer
-    rolling: RollingCalibration
-
-
 class Detector:
     """The detector of one task.
 
@@ -120,10 +99,10 @@ class Detector:
         self._training = self._empty()
         self._training_next = 0
         self._held_out = self._empty()
-        self._held_out_count = 0
+        self._held_out_entities: list[str] = []
         self._pending: tuple[Reconstructs, AlertModel] | None = None
-        self._active: _Active | None = None
-        self._stored: tuple[str, ResidualCalibration, RollingCalibration] | None = None
+        self._active: CalibratedModel | None = None
+        self._stored: Mapping[str, Any] | None = None
 
     @property
     def phase(self) -> Phase:
@@ -135,7 +114,7 @@ class Detector:
     @property
     def is_calibratable(self) -> bool:
         """Whether everything is collected, and only a model is missing (or not even that)."""
-        return self._held_out_count >= self.settings.calibration_windows
+        return len(self._held_out_entities) >= self.settings.calibration_windows
 
     @property
     def model(self) -> AlertModel | None:
@@ -159,7 +138,7 @@ class Detector:
         Raises:
             PeerError: the network's input is not the schema's.
         """
-        return self._shaped(self._training.astype(np.float32), network)
+        return shaped(self._training.astype(np.float32), network)
 
     def install(self, backend: Reconstructs, model: AlertModel) -> None:
         """Score with this model from now on, or from the end of the calibration stretch on.
@@ -170,21 +149,16 @@ class Detector:
         Raises:
             PeerError: the model's input is not the schema's; what was active stays so.
         """
-        self._check(backend.network)
+        shaped(self._empty().astype(np.float32), backend.network)
         if self._baseline is None or not self.is_calibratable:
             self._pending = (backend, model)
             return
         stored, self._stored, self._pending = self._stored, None, None
-        if stored is not None and stored[0] == model.digest:
-            # After a restart: the same model goes on with the calibration that it had.
-            scorer = ResidualScorer(backend.network, stored[1])
-            self._active = _Active(backend, model, scorer, stored[2])
+        if stored is not None and stored["digest"] == model.digest:
+            self._active = CalibratedModel.from_state(backend, model, self._baseline, stored)
             return
-        x = self._shaped(self._held_out.astype(np.float32), backend.network)
-        reconstruction = self._baseline.bound(backend.reconstruct(x))
-        scorer = ResidualScorer(backend.network, calibrate_residuals(backend.network, x, reconstruction))
-        rolling = RollingCalibration(scorer.score(x, reconstruction))
-        self._active = _Active(backend, model, scorer, rolling)
+        inputs = self._held_out.astype(np.float32)
+        self._active = CalibratedModel.measure(backend, model, self._baseline, inputs, self._held_out_entities)
 
     def feed(self, windows: Sequence[Window], *, frozen: bool = False) -> list[ScoredWindow]:
         """Take windows in the order of their time.
@@ -211,7 +185,7 @@ class Detector:
             if self._active is not None:
                 waiting.append((window, values, scaled))
             elif not self.is_calibratable:
-                self._hold_out(scaled)
+                self._hold_out(window.entity, scaled)
         return self._score(waiting, frozen=frozen) if waiting else []
 
     def _learn(self, window: Window) -> None:
@@ -229,11 +203,11 @@ class Detector:
             # Half precision: values end at ±8, where its step is 1/256, finer than that of an INT8 input.
             self._training = np.stack(scaled).astype(np.float16)
 
-    def _hold_out(self, scaled: Float32) -> None:
+    def _hold_out(self, entity: str, scaled: Float32) -> None:
         if not len(self._held_out):
             self._held_out = np.zeros((self.settings.calibration_windows, *self.schema.input_shape), np.float16)
-        self._held_out[self._held_out_count] = scaled
-        self._held_out_count += 1
+        self._held_out[len(self._held_out_entities)] = scaled
+        self._held_out_entities.append(entity)
         if self.is_calibratable and self._pending is not None:
             self.install(*self._pending)
 
@@ -243,32 +217,27 @@ class Detector:
         assert self._active is not None
         assert self._baseline is not None
         started = self._timer() if self._timer else 0
-        active, baseline = self._active, self._baseline
-        network, calibration = active.backend.network, active.rolling.current
-        x = self._shaped(np.stack([scaled for _, _, scaled in waiting]), network)
-        reconstruction = baseline.bound(active.backend.reconstruct(x))
-        scores = active.scorer.score(x, reconstruction).astype(np.float64)
-        p_values = calibration.p_values(scores)
-        threshold, benign_max = max(calibration.threshold(self.settings.alpha), 0.0), calibration.largest
+        active, calibration = self._active, self._active.rolling.current
+        inputs = np.stack([scaled for _, _, scaled in waiting])
+        judgement = active.judge(inputs, [window.entity for window, _, _ in waiting])
+        threshold = max(calibration.threshold(self.settings.alpha), 0.0)
         scored = []
         for i, (window, values, _) in enumerate(waiting):
-            p_value = float(p_values[i])
+            p_value = float(judgement.p_values[i])
             reasons: tuple[FeatureReason, ...] = ()
             if p_value <= REASONS_P:
-                ratio = (reconstruction[i] - network.target(x[i : i + 1])[0]) / active.scorer.calibration.scale
-                squared = np.square(ratio).reshape(-1, len(self.schema.columns))
-                reasons = top_reasons(
-                    squared, values[-len(squared) :], baseline.usual_of(window.entity), self.schema.columns
-                )
+                squared = judgement.squared_ratio[i]
+                usual = self._baseline.usual_of(window.entity)
+                reasons = top_reasons(squared, values[-len(squared) :], usual, self.schema.columns)
             scored.append(
                 ScoredWindow(
                     entity=window.entity,
                     start_s=window.start_s,
                     end_s=window.end_s,
-                    score=float(scores[i]),
+                    score=float(judgement.scores[i]),
                     p_value=p_value,
                     threshold=threshold,
-                    benign_max=benign_max,
+                    benign_max=calibration.largest,
                     calibration_size=calibration.size,
                     features=reasons,
                     model=active.model,
@@ -300,10 +269,11 @@ class Detector:
                 self._training[self._training_next] = self._held_out[place]
                 self._training_next = (self._training_next + 1) % len(self._training)
             self._held_out[place] = scaled
+            self._held_out_entities[place] = window.entity
 
     def to_state(self) -> dict[str, Any]:
         """Everything but the model itself, as plain data for msgpack; some megabytes at most."""
-        active = self._active
+        count = len(self._held_out_entities)
         return {
             "format": STATE_FORMAT,
             "schema": self.schema.digest,
@@ -312,16 +282,11 @@ class Detector:
             "baseline": self._baseline.to_state() if self._baseline else None,
             "training": self._training.astype("<f2").tobytes(),
             "training_next": self._training_next,
-            "held_out": self._held_out[: self._held_out_count].astype("<f2").tobytes(),
+            "held_out": self._held_out[:count].astype("<f2").tobytes(),
+            "held_out_entities": list(self._held_out_entities),
             "windows_scored": self.windows_scored,
             "p_histogram": list(self.p_histogram),
-            "active": {
-                "digest": active.model.digest,
-                "residuals": active.scorer.calibration.to_dict(),
-                "rolling": active.rolling.to_state(),
-            }
-            if active
-            else None,
+            "active": self._active.to_state() if self._active else self._stored,
         }
 
     @classmethod
@@ -362,23 +327,23 @@ class Detector:
         self._baseline = Baseline.from_state(self.schema, state["baseline"])
         self._training = self._inputs(state["training"])
         self._training_next = int(state["training_next"]) % max(len(self._training), 1)
-        held_out = self._inputs(state["held_out"])[: self.settings.calibration_windows]
+        most = self.settings.calibration_windows
+        held_out = self._inputs(state["held_out"])[:most]
+        self._held_out_entities = [str(name) for name in state["held_out_entities"]][:most]
+        if len(held_out) != len(self._held_out_entities):
+            raise ValueError(f"{len(held_out)} held-out inputs of {len(self._held_out_entities)} entities")
         if len(held_out):
-            self._held_out = np.zeros((self.settings.calibration_windows, *self.schema.input_shape), np.float16)
+            self._held_out = np.zeros((most, *self.schema.input_shape), np.float16)
             self._held_out[: len(held_out)] = held_out
-            self._held_out_count = len(held_out)
         self.windows_scored = int(state["windows_scored"])
         histogram = [int(n) for n in state["p_histogram"]]
         if len(histogram) != SCORE_BUCKETS:
             raise ValueError(f"{len(histogram)} buckets")
         self.p_histogram = histogram
+        # With other settings the stretch has another length, and the calibration is measured anew.
         active = state["active"]
-        if active is not None:
-            residuals = ResidualCalibration.from_dict(active["residuals"])
-            rolling = RollingCalibration.from_state(active["rolling"])
-            # With other settings the stretch has another length, and the calibration is measured anew.
-            if rolling.current.size == len(held_out) == self.settings.calibration_windows:
-                self._stored = (str(active["digest"]), residuals, rolling)
+        if active is not None and len(active["rolling"]["scores"]) == 8 * most == 8 * len(held_out):
+            self._stored = active
 
     def _inputs(self, data: bytes) -> npt.NDArray[np.float16]:
         inputs = np.frombuffer(data, "<f2").reshape(-1, *self.schema.input_shape).astype(np.float16)
@@ -388,16 +353,3 @@ class Detector:
 
     def _empty(self) -> npt.NDArray[np.float16]:
         return np.zeros((0, *self.schema.input_shape), np.float16)
-
-    def _shaped(self, inputs: Float32, network: Network) -> Float32:
-        self._check(network)
-        return inputs.reshape(len(inputs), *network.input_shape)
-
-    def _check(self, network: Network) -> None:
-        history, columns = self.schema.input_shape
-        if network.input_shape not in ((history, columns), (history * columns,)):
-            raise PeerError(
-                f"model: found input shape {network.input_shape}, expected {(history, columns)} or its flat form "
-                f"({history * columns},) for schema {self.schema.digest:.12}",
-                reason="schema",
-            )

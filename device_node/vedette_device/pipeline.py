@@ -106,6 +106,12 @@ class Pipeline:
         self.save()
         self._installed.set()
 
+    def uninstall(self) -> None:
+        """Score nothing until another model is installed."""
+        self.detector.uninstall()
+        self._version = 0
+        self._metrics.set("release_version", self.task, value=0)
+
     async def run(self, carry_out: CarryOut) -> None:
         """Read the source to its end, or for ever."""
         await self._stream.start()

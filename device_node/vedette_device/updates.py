@@ -36,6 +36,7 @@ from vedette_device.update_events import (
     TrialFailed,
 )
 from vedette_device.update_machine import UpdateMachine
+from vedette_device.update_state import Phase
 from vedette_device.verified_release import Backend
 from vedette_schemas.errors import PeerError, RefusedError, TransientError, VedetteError
 
@@ -96,6 +97,8 @@ class Updates:
         """Look at the slots, and run what is in them."""
         await carry_out(self.machine.handle(BootedWith(self._slots.view()), time.time()))
         if self.active is not None:
+            if self.machine.phase is Phase.TRIAL:
+                self._trial = (self.active, 0)
             try:
                 self._install(self.active)
             except VedetteError as error:
@@ -176,6 +179,8 @@ class Updates:
             good = self._slots.fall_back()
             if good is not None:
                 self._install(good)
+            else:
+                self._pipeline.uninstall()
         except VedetteError as error:
             log.error("%s: %s", self.task, error)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -11,18 +14,33 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_server import PrometheusServer, missing, panel_queries
 
 from vedette.demo.fleet import Fleet, free_port
 from vedette.observer import Observer
 from vedette.site import Site, create
 from vedette_aggregator.registry import Registry
+from vedette_broker.mosquitto import MosquittoConfig, render
+from vedette_core.runtime.identity import client_context, load_node
+from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
 from vedette_schemas.alert import AlertState
 from vedette_schemas.model import Variant
+from vedette_schemas.round import Phase
+from vedette_schemas.topics import Topics
 
+DASHBOARD = Path(__file__).parents[2] / "grafana" / "dashboards" / "fleet.json"
 DEVICES = ("gw-1", "gw-2", "gw-3")
 CHANNELS = ("flow_l_s", "level_m", "pressure_kpa")
 ROWS, ATTACK_FROM, ATTACK_TO = 1_600, 1_200, 1_260
 LIMIT_S = 120.0
+
+
+MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+
+
+def owner() -> str:
+    """The user whose files these are: a Mosquitto that root starts drops to it, and must be able to read the keys."""
+    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def write_recording(path: Path, seed: int) -> None:
@@ -100,15 +118,32 @@ def waiting(site: Site, device: str) -> int:
     return int(database.execute("SELECT COUNT(*) FROM outbox").fetchone()[0])
 
 
+def start_broker(engine: str, fleet: Fleet, site: Site, port: int) -> None:
+    if engine == "mosquitto":
+        state, files = site.directory / "state" / "mosquitto", site.directory / "mosquitto"
+        state.mkdir(parents=True)
+        bundle = site.directory / "ca" / "bundles" / "broker"
+        config = MosquittoConfig("test-site", str(bundle), str(files), str(state), port=port, run_as=owner())
+        files.mkdir()
+        for name, text in render(config).items():
+            (files / name).write_text(text)
+        fleet.start_program("broker", str(MOSQUITTO), "-c", str(files / "mosquitto.conf"))
+    else:
+        fleet.start("broker", "broker", "run", "-c", str(site.broker_config))
+    fleet.wait_for_port(port)
+
+
 @pytest.mark.timeout(240)
-def test_readings_in_alerts_out_a_signed_model_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["embedded", "mosquitto"])
+def test_readings_in_alerts_out_a_signed_model_back(tmp_path: Path, engine: str) -> None:
+    if engine == "mosquitto" and MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed (Debian package mosquitto)")
     port = free_port()
     site = make_site(tmp_path / "loop", port, speed=0)
 
     async def scenario() -> None:
         with Fleet(tmp_path / "logs") as fleet:
-            fleet.start("broker", "broker", "run", "-c", str(site.broker_config))
-            fleet.wait_for_port(port)
+            start_broker(engine, fleet, site, port)
             async with Observer(site.analytics_bundle, "127.0.0.1", port) as observer:
                 start(fleet, site)
                 await until(fleet, "devices end", fleet.finished)
@@ -162,3 +197,73 @@ def test_no_alert_is_lost_when_the_broker_dies(tmp_path: Path) -> None:
             assert [waiting(site, device) for device in DEVICES] == [0, 0, 0]
 
     asyncio.run(scenario())
+
+
+@pytest.mark.timeout(240)
+def test_a_killed_aggregator_goes_on_with_its_round(tmp_path: Path) -> None:
+    port = free_port()
+    site = make_site(tmp_path / "loop", port, speed=0)
+
+    async def scenario() -> None:
+        with Fleet(tmp_path / "logs") as rest, Fleet(tmp_path / "logs") as first:
+            rest.start("broker", "broker", "run", "-c", str(site.broker_config))
+            rest.wait_for_port(port)
+            async with Observer(site.analytics_bundle, "127.0.0.1", port) as observer:
+                first.start("aggregator", "aggregator", "run", "-c", str(site.aggregator_config))
+                for device, config in site.device_configs.items():
+                    rest.start(device, "device", "run", "-c", str(config), ends=True)
+                await until(rest, "groups", lambda: observer.phase("sensor") is Phase.COLLECT)
+                first.kill()
+                rest.start("aggregator-again", "aggregator", "run", "-c", str(site.aggregator_config))
+                await until(rest, "devices end", rest.finished)
+                assert observer.completed == {("sensor", 1)}
+                assert Registry(site.directory / "trust").versions("sensor") == (0, 1)
+                assert {device for device, _, version in observer.activated if version == 1} == set(DEVICES)
+                assert [waiting(site, device) for device in DEVICES] == [0, 0, 0]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.timeout(240)
+def test_every_panel_shows_the_running_fleet(tmp_path: Path) -> None:
+    absent = missing("prometheus")
+    if absent:
+        pytest.skip(absent)
+    port, metrics_port = free_port(), free_port()
+    site = make_site(tmp_path / "loop", port, speed=2_000.0)
+    config = site.aggregator_config.read_text()
+    site.aggregator_config.write_text(f"{config}\n[metrics]\nenabled = true\nport = {metrics_port}\n")
+
+    async def scenario() -> None:
+        with Fleet(tmp_path / "logs") as fleet:
+            fleet.start("broker", "broker", "run", "-c", str(site.broker_config))
+            fleet.wait_for_port(port)
+            fleet.start("aggregator", "aggregator", "run", "-c", str(site.aggregator_config))
+            fleet.wait_for_port(metrics_port)
+            (tmp_path / "prometheus").mkdir()
+            with PrometheusServer(tmp_path / "prometheus", metrics_port) as prometheus:
+                for device, device_config in site.device_configs.items():
+                    fleet.start(device, "device", "run", "-c", str(device_config), ends=True)
+                unseen = panel_queries(DASHBOARD)
+
+                def all_seen() -> bool:
+                    for title in [t for t, queries in unseen.items() if any(prometheus.series(q) for q in queries)]:
+                        del unseen[title]
+                    return not unseen
+
+                await until(fleet, "devices end", lambda: all_seen() or fleet.finished())
+                node = load_node(site.directory / "ca" / "bundles" / DEVICES[0], time.time())
+                link = LinkConfig("127.0.0.1", port, node.id, client_context(node.bundle))
+                async with MqttLink(link, nothing) as liar:
+                    await liar.wait_connected(10.0)
+                    while not all_seen():
+                        # What is no alert is counted by its reason, and harms nobody.
+                        await liar.publish(Topics("test-site").alert(node.id), b"no alert")
+                        await asyncio.sleep(0.5)
+                        fleet.check()
+
+    asyncio.run(scenario())
+
+
+async def nothing(message: MqttMessage) -> None:
+    """Takes what nobody asked for."""

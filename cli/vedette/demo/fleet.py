@@ -19,8 +19,13 @@ from vedette_schemas.errors import TransientError
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 8.0
 LOG_TAIL_LINES: Final = 12
-ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""A gateway's models are tiny: more threads cost memory and gain nothing."""
+LEAN: Final = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+}
+"""As on a gateway: the models are tiny, more threads and more heaps cost memory and gain nothing."""
 
 
 @dataclass(slots=True)
@@ -50,15 +55,19 @@ class Fleet:
             arguments: command and options.
             ends: whether it ends by itself when its work is done.
         """
+        self.start_program(name, sys.executable, "-m", "vedette.main", *arguments, ends=ends)
+
+    def start_program(self, name: str, *command: str, ends: bool = False) -> None:
+        """Start another program; see `start`."""
         self.logs.mkdir(parents=True, exist_ok=True)
         path = self.logs / f"{name}.log"
         with path.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "vedette.main", *arguments],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **ONE_THREAD},
+                env={**os.environ, **LEAN},
                 start_new_session=True,
             )
         self._members.append(_Member(name, process, path, ends))

@@ -31,8 +31,10 @@ SCORES_MAX: Final = 65_536
 TAIL_SHARE: Final = 0.1
 """Share of the calibration scores that the tail is fitted to. Five per cent are usual with thousands of scores; a
 gateway has hundreds, of which five per cent are too few to tell a shape."""
-TAIL_EXCEEDANCES_MIN: Final = 16
+TAIL_EXCEEDANCES_MIN: Final = 8
 """Fewest exceedances that a tail is fitted to; with fewer there is none, and no p-value below 1 / (n + 1)."""
+TAIL_SHAPE_EXCEEDANCES_MIN: Final = 30
+"""Fewest exceedances for a law with a shape; with fewer it is exponential, whose one number ten of them can tell."""
 TAIL_SHAPE_MAX: Final = 0.5
 """Heaviest tail that is believed. Above it the variance is infinite and so is that of the fit."""
 EXTRAPOLATION_MAX: Final = 100.0
@@ -113,7 +115,7 @@ def fit_tail(ordered: Float64) -> Tail | None:
     # Second weighted moment, E[x (1 − F(x))], with plotting positions (i + 0.65) / n.
     weighted = float(np.mean(beyond * (1.0 - (np.arange(count) + 0.65) / count)))
     shape = 2.0 - mean / (mean - 2.0 * weighted) if mean > 2.0 * weighted else TAIL_SHAPE_MAX
-    shape = min(max(shape, 0.0), TAIL_SHAPE_MAX)
+    shape = min(max(shape, 0.0), TAIL_SHAPE_MAX) if count >= TAIL_SHAPE_EXCEEDANCES_MIN else 0.0
     # With the shape bounded, the scale follows from the mean, which is σ / (1 − ξ).
     return Tail(level, count / len(ordered), shape, mean * (1.0 - shape))
 

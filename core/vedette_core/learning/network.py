@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -18,6 +18,9 @@ INPUT = "input"
 
 ActivationRanges = Mapping[str, tuple[float, float]]
 """Smallest and largest value of each tensor of the float forward pass, by tensor name."""
+
+BLOCK_ROWS = 256
+"""Rows that are evaluated at once: some megabytes of intermediate values for the largest network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,11 @@ class Network:
 
     def loss(self, x: FloatArray, weights: FloatArray) -> float:
         """Mean squared reconstruction error over all examples and elements."""
-        error = self.reconstruct(x, weights) - self.target(x)
-        return float(np.mean(np.square(error, dtype=np.float64)))
+        squared = 0.0
+        for rows in _blocks(x):
+            error = self.reconstruct(rows, weights) - self.target(rows)
+            squared += float(np.sum(np.square(error, dtype=np.float64)))
+        return squared / (len(x) * prod(self.target_shape))
 
     def loss_and_gradient(self, x: FloatArray, weights: FloatArray) -> tuple[float, FloatArray]:
         """`loss` and its gradient by every weight, as a flat vector of the weights' dtype."""
@@ -88,10 +94,12 @@ class Network:
 
         This is what a device reports for the quantiser's calibration: two numbers a tensor, never a row.
         """
-        _, caches = self._forward(x, self.layout.views(weights))
         ranges = {INPUT: (float(x.min()), float(x.max()))}
-        for layer, (_, y) in zip(self.layers, caches, strict=True):
-            ranges[layer.name] = (float(y.min()), float(y.max()))
+        for rows in _blocks(x):
+            _, caches = self._forward(rows, self.layout.views(weights))
+            for layer, (_, y) in zip(self.layers, caches, strict=True):
+                low, high = ranges.get(layer.name, (np.inf, -np.inf))
+                ranges[layer.name] = (min(low, float(y.min())), max(high, float(y.max())))
         return ranges
 
     def _forward(self, x: FloatArray, tensors: list[FloatArray]) -> tuple[FloatArray, list[Cache]]:
@@ -102,6 +110,12 @@ class Network:
             x, cache = layer.forward(x, tensors[2 * index : 2 * index + 2])
             caches.append(cache)
         return x.reshape(len(x), *self.target_shape), caches
+
+
+def _blocks(x: FloatArray) -> Iterator[FloatArray]:
+    """Rows in blocks: a pass over thousands of them at once would cost a gateway tens of megabytes."""
+    for start in range(0, len(x), BLOCK_ROWS):
+        yield x[start : start + BLOCK_ROWS]
 
 
 def build_network(spec: NetworkSpec) -> Network:

@@ -67,7 +67,13 @@ DEVICE_METRICS: Final = _table(
 AGGREGATOR_METRICS: Final = _table(
     Metric("gauge", "devices", "Devices by their last state", ("state",)),
     Metric("counter", "alerts_received", "Alerts taken from devices", ("task", "severity", "kind", "state")),
-    Metric("histogram", "alert_delay_seconds", "From a window's end to its alert here; a replayed recording counts as late", (), DELAY_BUCKETS),
+    Metric(
+        "histogram",
+        "alert_delay_seconds",
+        "From a window's end to its alert here; a replayed recording counts as late",
+        (),
+        DELAY_BUCKETS,
+    ),
     Metric("counter", "messages", "Messages taken in, by what became of them", ("kind", "outcome")),
     Metric("counter", "machine_events", "Events by the answer of the machine's table", ("task", "kind", "outcome")),
     Metric("gauge", "round_number", "Round that is under way", ("task",)),

@@ -4,7 +4,7 @@ from vedette_device.features.addresses import PRIVATE_NETWORKS
 from vedette_device.features.network import NetworkWindower
 from vedette_device.features.scaling import EntityScalers, RobustScaler, transforms_for
 from vedette_device.features.sensor import SensorWindower
-from vedette_device.features.windows import Window, WindowHistory
+from vedette_device.features.windows import Window
 
 __all__ = [
     "PRIVATE_NETWORKS",
@@ -13,6 +13,5 @@ __all__ = [
     "RobustScaler",
     "SensorWindower",
     "Window",
-    "WindowHistory",
     "transforms_for",
 ]

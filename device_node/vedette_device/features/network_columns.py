@@ -269,7 +269,8 @@ def _largest(size: NDArray[np.int32], group: NDArray[np.int64]) -> NDArray[np.fl
     """Largest size of each group; every group has a row."""
     in_order = np.sort((group << 32) | size)
     last = np.append(in_order[1:] >> 32 != in_order[:-1] >> 32, True)
-    return (in_order[last] & 0xFFFF_FFFF).astype(np.float64)
+    largest: NDArray[np.int64] = in_order[last] & 0xFFFF_FFFF
+    return largest.astype(np.float64)
 
 
 def _interarrival(

@@ -20,7 +20,7 @@ COUNTERS = ("rows", "windows", "gaps", "not_finite", "time_backwards")
 
 
 class SensorWindower:
-    """Turns each row into one window of ``2c`` values; ``WindowHistory`` joins ``history`` of them into a model input.
+    """Turns each row into one window of ``2c`` values, of which a model input joins ``history``.
 
     A window spans the time from the row before to its own row, so that successive windows touch and a gap shows. The
     first row of a stretch has no difference and gives none.

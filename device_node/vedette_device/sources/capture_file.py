@@ -129,6 +129,8 @@ class CaptureFile:
                     return decoded.frames
                 if decoded.fault is not None:
                     return None
+                if decoded.consumed:
+                    continue  # headers or refused records: there may be more behind them
                 needed = decoded.needed
             if not self._refill() and not self._at_end(needed):
                 return None

@@ -7,13 +7,13 @@ counted. Source: Linux ``Documentation/networking/packet_mmap.rst`` and ``<linux
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import select
 import socket
 import struct
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +47,7 @@ _TPACKET_V3 = 2
 _ETH_P_ALL = 3
 _TP_STATUS_KERNEL, _TP_STATUS_USER = 0, 1
 _PACKET_OUTGOING = 4
+_SIOCGIFHWADDR, _IFREQ_BYTES = 0x8927, 40
 _ARPHRD_ETHERNET, _ARPHRD_LOOPBACK, _ARPHRD_NONE, _ARPHRD_RAWIP = 1, 772, 65_534, 519
 _LINK_BY_HARDWARE = {_ARPHRD_ETHERNET: ETHERNET, _ARPHRD_LOOPBACK: ETHERNET, _ARPHRD_NONE: RAW, _ARPHRD_RAWIP: RAW}
 
@@ -217,10 +218,17 @@ class LiveInterface:
 
 
 def _link_of(name: str) -> int:
-    known = sorted(path.name for path in Path("/sys/class/net").glob("*"))
+    # Not from /sys, which may be that of another network namespace.
+    known = sorted(each for _, each in socket.if_nameindex())
     if name not in known:
         raise SourceError(f"interface {name!r} does not exist, found: {', '.join(known) or 'none'}")
-    hardware = int(Path(f"/sys/class/net/{name}/type").read_text())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sH14x", name.encode(), 0).ljust(_IFREQ_BYTES, b"\0")
+        try:
+            answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, request)
+        except OSError as error:
+            raise TransientError(f"interface {name} cannot be asked for its type now: {error}") from error
+    (hardware,) = struct.unpack_from("H", answer, 16)
     if hardware not in _LINK_BY_HARDWARE:
         raise LinkTypeError(
             f"interface {name} has hardware type {hardware}, expected Ethernet (1), loopback (772) "

@@ -82,6 +82,8 @@ class PcapngDecoder:
     def __init__(self) -> None:
         self._order = ""
         self._interfaces: list[_Interface] = []
+        self._readable = False
+        """Whether one of the interfaces has a link type that can be dissected."""
         self._last_time_ns = 0
 
     def decode(self, buffer: bytes, start: int, offset: int, frames_max: int) -> Decoded:
@@ -119,9 +121,13 @@ class PcapngDecoder:
                 )
                 break
             if kind in _DATA_AT:
+                if self._interfaces and not self._readable:
+                    names = ", ".join(sorted({link_name(i.link) for i in self._interfaces}))
+                    fault = LinkTypeError(f"the capture is of {names}, expected one of: {supported_links()}")
+                    break
                 packets.append((at, kind))
             elif is_section:
-                self._interfaces = []
+                self._interfaces, self._readable = [], False
             elif kind == _INTERFACE:
                 fault = self._add_interface(buffer, at, length, offset + at - start)
                 if fault is not None:
@@ -129,8 +135,8 @@ class PcapngDecoder:
             at += length
         if not packets:
             return Decoded(None, at - start, needed, {}, fault)
-        frames, refused, packet_fault = self._frames(buffer, start, at, packets)
-        return Decoded(frames, at - start, needed, refused, packet_fault or fault)
+        frames, refused = self._frames(buffer, start, at, packets)
+        return Decoded(frames, at - start, needed, refused, fault)
 
     def _set_byte_order(self, buffer: bytes, at: int, offset: int) -> SourceError | None:
         for order in "<>":
@@ -163,12 +169,13 @@ class PcapngDecoder:
                 f"interface at byte {offset} counts time in units of {base}^-{exponent} s from {offset_s} s, "
                 "expected a unit that 64 bits can hold"
             )
+        self._readable = self._readable or link in LINK_TYPES
         self._interfaces.append(_Interface(link, snapshot_bytes, base, exponent, offset_s))
         return None
 
     def _frames(
         self, buffer: bytes, start: int, end: int, packets: list[tuple[int, int]]
-    ) -> tuple[Frames | None, dict[str, int], SourceError | None]:
+    ) -> tuple[Frames | None, dict[str, int]]:
         data = padded(memoryview(buffer)[start:end])
         table = np.array(packets, dtype=np.int64)
         blocks, kinds = table[:, 0] - start, table[:, 1]
@@ -195,14 +202,10 @@ class PcapngDecoder:
             "length": int((described & supported & ~fits).sum()),
             "timestamp": int((described & supported & fits & (time_ns < 0)).sum()),
         }
-        fault: SourceError | None = None
-        if self._interfaces and not any(i.link in LINK_TYPES for i in self._interfaces):
-            names = ", ".join(sorted({link_name(i.link) for i in self._interfaces}))
-            fault = LinkTypeError(f"the capture is of {names}, expected one of: {supported_links()}")
         keep = np.flatnonzero(good)
         data_at = blocks + np.where(simple, _DATA_AT[_SIMPLE], _DATA_AT[_ENHANCED])
         frames = Frames(data, data_at[keep], captured[keep], wire[keep], time_ns[keep], link[keep])
-        return frames if len(keep) else None, {k: n for k, n in refused.items() if n}, fault
+        return frames if len(keep) else None, {k: n for k, n in refused.items() if n}
 
     def _times(self, fields: NDArray[np.int64], interface: NDArray[np.int64]) -> NDArray[np.int64]:
         """Time stamps by interface; a simple packet block has none and takes that of the packet before it."""
@@ -237,3 +240,4 @@ class PcapngDecoder:
         if order not in ("", "<", ">") or len(restored) > INTERFACES_MAX or not sane:
             raise SourceError(f"stored position is no position in a pcapng file: {context[:80]}")
         self._order, self._interfaces, self._last_time_ns = order, restored, last_time_ns
+        self._readable = any(i.link in LINK_TYPES for i in restored)

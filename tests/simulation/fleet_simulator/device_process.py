@@ -31,6 +31,7 @@ from .process import Process
 from .site import AGGREGATOR, key_pair
 
 RESEND_S: Final = 20.0
+REFRESH_S: Final = 60.0
 TRAINING_S: Final = 10.0
 _OUTBOX: Final = "outbox/"
 
@@ -74,6 +75,7 @@ class DeviceProcess(Process):
         if "release" in self.disk.data:
             self._verified()
         self._resend()
+        self.later(REFRESH_S, self._refresh)
 
     def connected(self) -> None:
         self.link.subscribe(self.topics.receipt(self.name), 0)
@@ -115,9 +117,12 @@ class DeviceProcess(Process):
 
     def _resend(self) -> None:
         self._flush()
+        self.later(RESEND_S, self._resend)
+
+    def _refresh(self) -> None:
         # As the product's trust client does, which asks for newer metadata now and then.
         self.link.subscribe(self.topics.rollout(TASK), 0)
-        self.later(RESEND_S, self._resend)
+        self.later(REFRESH_S, self._refresh)
 
     def _flush(self) -> None:
         for topic, payload in (msgpack.unpackb(value) for value in self.disk.below(_OUTBOX).values()):

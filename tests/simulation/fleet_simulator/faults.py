@@ -10,7 +10,7 @@ from .network import Weather
 from .process import Process
 from .simulation import Fleet
 
-FAULTY_S: Final = 2_400.0
+FAULTY_S: Final = 1_800.0
 """How long things go wrong: a handful of rounds."""
 CLOCK_JUMP_S: Final = 4 * 3600.0
 

@@ -39,7 +39,8 @@ class Transcript:
         """Add an event with its effects."""
         shown = [text for effect in effects if (text := self.effect(effect))]
         if shown:
-            self.line(f"{process} < {self.event(event)} > {', '.join(shown)}")
+            self.line(f"{process:<10} ← {self.event(event)}")
+            self.lines += [f"{'':21}→ {text}" for text in shown]
 
     def event(self, event: Event) -> str:
         """An event, in a few words."""

@@ -1,0 +1,173 @@
+"""A released model and what was measured of it on this device: usual errors, usual scores, p-values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vedette_core.learning.calibration import RollingCalibration
+from vedette_core.learning.layout import Float32
+from vedette_core.learning.network import Network
+from vedette_core.learning.scoring import ResidualCalibration, ResidualScorer, calibrate_residuals
+from vedette_device.baseline import Baseline
+from vedette_schemas.alert import AlertModel
+from vedette_schemas.errors import PeerError
+
+USUAL_SCORE_QUANTILE: Final = 0.9
+"""Of an entity's benign scores: high enough to tell how far it swings, low enough that fifty of them can."""
+SHRINKAGE_SCORES: Final = 50
+"""With this many benign scores an entity's own usual score weighs half, and that of all entities the other half."""
+
+
+class Reconstructs(Protocol):
+    """What is needed of a back end (`vedette_device.inference.Backend`)."""
+
+    @property
+    def network(self) -> Network:
+        """Shapes and target of the model."""
+
+    def reconstruct(self, x: Float32) -> Float32:
+        """Reconstructions ``(n, *target_shape)`` of ``(n, *input_shape)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Inputs that were scored.
+
+    Attributes:
+        scores: ``(n,) float64``, each by its entity's factor, so that all entities are on one scale.
+        p_values: ``(n,) float64``.
+        squared_ratio: ``(n, windows, columns) float32`` squared error over the usual squared error.
+    """
+
+    scores: npt.NDArray[np.float64]
+    p_values: npt.NDArray[np.float64]
+    squared_ratio: Float32
+
+
+@dataclass(slots=True)
+class CalibratedModel:
+    """Scores with one model.
+
+    An entity whose traffic is steady has low scores, and a restless one has high ones: ranked together, the restless
+    one would hide whatever befalls the steady one. The scores of a restless entity are therefore multiplied by a factor
+    that brings its usual score down to that of all entities. A steady one is not brought up: what was quiet for some
+    minutes need not be steady, and its first ordinary burst would be an alert. A newcomer's factor is 1.
+
+    Attributes:
+        backend: runs the model.
+        model: its identity.
+        baseline: scaling and range of the columns.
+        residuals: usual error of each column.
+        factors: in (0, 1], by entity; 1 for those that are not in it.
+        rolling: benign scores, after the factors.
+    """
+
+    backend: Reconstructs
+    model: AlertModel
+    baseline: Baseline
+    residuals: ResidualCalibration
+    factors: Mapping[str, float]
+    rolling: RollingCalibration
+
+    @classmethod
+    def measure(
+        cls, backend: Reconstructs, model: AlertModel, baseline: Baseline, inputs: Float32, entities: Sequence[str]
+    ) -> CalibratedModel:
+        """Measure a model on benign inputs that it was not trained on, oldest first.
+
+        Args:
+            backend: runs the model, with the arithmetic that it will score with.
+            model: its identity.
+            baseline: of the learning phase.
+            inputs: ``(n, history, columns)`` scaled.
+            entities: whose input each is.
+
+        Raises:
+            PeerError: the model's input is another.
+        """
+        x = shaped(inputs, backend.network)
+        reconstruction = baseline.bound(backend.reconstruct(x))
+        residuals = calibrate_residuals(backend.network, x, reconstruction)
+        scores = ResidualScorer(backend.network, residuals).score(x, reconstruction).astype(np.float64)
+        factors = _factors(scores, entities)
+        scores *= [factors.get(entity, 1.0) for entity in entities]
+        return cls(backend, model, baseline, residuals, factors, RollingCalibration(scores))
+
+    def judge(self, inputs: Float32, entities: Sequence[str]) -> Judgement:
+        """Score inputs ``(n, history, columns)``, scaled; entities as in `measure`."""
+        network, columns = self.backend.network, inputs.shape[-1]
+        x = shaped(inputs, network)
+        error = self.baseline.bound(self.backend.reconstruct(x)) - network.target(x)
+        squared = np.square(error / self.residuals.scale).reshape(len(x), -1, columns)
+        scores = np.sqrt(squared.mean(axis=(1, 2), dtype=np.float64))
+        scores *= [self.factors.get(entity, 1.0) for entity in entities]
+        return Judgement(scores, self.rolling.current.p_values(scores), squared)
+
+    def to_state(self) -> dict[str, Any]:
+        """What was measured, as plain data for msgpack; the model itself is not in it."""
+        return {
+            "digest": self.model.digest,
+            "residuals": self.residuals.to_dict(),
+            "factors": dict(self.factors),
+            "rolling": self.rolling.to_state(),
+        }
+
+    @classmethod
+    def from_state(
+        cls, backend: Reconstructs, model: AlertModel, baseline: Baseline, state: Mapping[str, Any]
+    ) -> CalibratedModel:
+        """Go on with what was measured of the same model before a restart.
+
+        Raises:
+            PeerError: another form, or measured of another model.
+        """
+        try:
+            if state["digest"] != model.digest:
+                raise ValueError(f"digest {state['digest']}")
+            factors = {str(entity): float(factor) for entity, factor in state["factors"].items()}
+            if not all(0.0 < factor <= 1.0 for factor in factors.values()):
+                raise ValueError("a factor that is not in (0, 1]")
+            residuals = ResidualCalibration.from_dict(state["residuals"])
+            features = backend.network.target_shape[-1]
+            if residuals.scale.shape != (features,):
+                raise ValueError(f"usual errors of {len(residuals.scale)} features, expected {features}")
+        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+            raise PeerError(
+                f"calibration of {model.digest}: found {fault!r}, expected what `to_state` gives"
+            ) from fault
+        return cls(backend, model, baseline, residuals, factors, RollingCalibration.from_state(state["rolling"]))
+
+
+def shaped(inputs: Float32, network: Network) -> Float32:
+    """Inputs ``(n, history, columns)`` in the network's own input shape, which may be flat.
+
+    Raises:
+        PeerError: the network takes another number of windows or columns.
+    """
+    expected = inputs.shape[1:]
+    if network.input_shape not in (expected, (expected[0] * expected[1],)):
+        raise PeerError(
+            f"model: found input shape {network.input_shape}, expected {expected} or its flat form", reason="schema"
+        )
+    return inputs.reshape(len(inputs), *network.input_shape)
+
+
+def _factors(scores: npt.NDArray[np.float64], entities: Sequence[str]) -> dict[str, float]:
+    names = np.array(entities)
+    distinct = sorted(set(entities))
+    usual = float(np.quantile(scores, USUAL_SCORE_QUANTILE))
+    if len(distinct) < 2 or usual <= 0.0:
+        return {}
+    factors = {}
+    for name in distinct:
+        own = scores[names == name]
+        weight = len(own) / (len(own) + SHRINKAGE_SCORES)
+        blended = weight * float(np.quantile(own, USUAL_SCORE_QUANTILE)) + (1.0 - weight) * usual
+        if blended > usual:
+            factors[name] = usual / blended
+    return factors

@@ -1,0 +1,539 @@
+"""The aggregator's side of a round: every event in every state, and what each transition writes and says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from round_parts import (
+    NOW,
+    TASK,
+    Stage,
+    checkin,
+    model_of,
+    opened,
+    outcome,
+    persisted,
+    plan_of,
+    receipts,
+    rosters,
+    sealed,
+    settings,
+    upload,
+)
+
+from vedette_aggregator.round_events import (
+    KINDS,
+    TABLE,
+    Answer,
+    CheckInReceived,
+    ModelReplaced,
+    PublishCandidate,
+    Released,
+    ReleaseFailed,
+    UploadReceived,
+)
+from vedette_aggregator.round_state import RoundState
+from vedette_core.machine import Connected, Count, Event, Note, Persist, Publish, Tick
+from vedette_schemas.errors import ConfigError
+from vedette_schemas.round import Phase, plan_bytes
+
+S = RoundState
+GATEWAYS = ("gw-00", "gw-01", "gw-02")
+
+
+def stage_in(state: RoundState) -> Stage:
+    """A machine in a state, at a moment when no deadline is due."""
+    stage = Stage(settings(4, quorum=2, rounds_max=1 if state is S.FINISHED else 0))
+    if state is S.INTERVAL:
+        stage.handle(stage.released(stage.to_releasing()))
+    elif state is S.FINISHED:
+        stage.handle(stage.released(stage.to_releasing()))
+    elif state is S.CHECKIN:
+        stage.to_checkin()
+    elif state is S.COLLECT:
+        stage.to_collect()
+    else:
+        stage.to_releasing()
+    assert stage.machine.state is state
+    return stage
+
+
+def event_for(kind: type[Event], stage: Stage) -> Event:
+    """An event that holds as such: whether it is taken depends on the state alone."""
+    found = rosters(stage.effects)
+    if kind is CheckInReceived:
+        return CheckInReceived(checkin("gw-03", 77))
+    if kind is UploadReceived:
+        if not found:
+            stand_in = Stage()
+            stand_in.to_collect()
+            found = rosters(stand_in.effects)
+        # In COLLECT a first upload; in RELEASING and after, one that was not among the accepted.
+        late = {"id": f"up-{TASK}-1-1-gw-03", "device": "gw-03"} if stage.machine.state is not S.COLLECT else {}
+        body = upload(found[0], found[0].members[0].device, **late)
+        return UploadReceived(body, sealed(body))
+    if kind is Released:
+        return Released(stage.machine.model.version + 1, "b" * 64, plan_bytes(stage.plan)[1])
+    if kind is ReleaseFailed:
+        return ReleaseFailed("the gate said no")
+    if kind is ModelReplaced:
+        return ModelReplaced(replace(stage.machine.model, version=9, sha256="9" * 64))
+    return {Tick: Tick(), Connected: Connected()}[kind]
+
+
+AFTER: dict[tuple[RoundState, type[Event]], RoundState] = {
+    (S.RELEASING, Released): S.INTERVAL,
+    (S.RELEASING, ReleaseFailed): S.INTERVAL,
+    (S.CHECKIN, ModelReplaced): S.INTERVAL,
+    (S.COLLECT, ModelReplaced): S.INTERVAL,
+    (S.RELEASING, ModelReplaced): S.INTERVAL,
+}
+"""The state after an event where it is another one; deadlines apart, nothing else moves a round."""
+
+
+def test_the_table_answers_every_event_in_every_state() -> None:
+    assert set(TABLE) == {(state, kind) for state in RoundState for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", list(KINDS), ids=list(KINDS.values()))
+@pytest.mark.parametrize("state", list(RoundState))
+def test_every_event_in_every_state(state: RoundState, kind: type[Event]) -> None:
+    stage = stage_in(state)
+    event = event_for(kind, stage)
+    before = dict(stage.disk)
+    effects = stage.handle(event)
+    answer = TABLE[state, kind]
+    assert outcome(effects) == answer.value
+    assert stage.machine.state is AFTER.get((state, kind), state)
+    if answer is not Answer.ACCEPT:
+        assert stage.disk == before, "what is not accepted changes nothing"
+    if answer is Answer.DISCARD:
+        assert [type(e) for e in effects] == [Count]
+    if answer is Answer.REJECT:
+        assert [r.outcome for r in receipts(effects)] == ["rejected"]
+
+
+@pytest.mark.parametrize(
+    ("state", "after"),
+    [(S.INTERVAL, S.CHECKIN), (S.CHECKIN, S.COLLECT), (S.COLLECT, S.RELEASING)],
+)
+def test_deadlines_move_the_round(state: RoundState, after: RoundState) -> None:
+    stage = stage_in(state)
+    if state is S.CHECKIN:
+        for device in GATEWAYS:
+            stage.handle(CheckInReceived(checkin(device)))
+    if state is S.COLLECT:
+        for device in GATEWAYS[:2]:
+            stage.upload(device)
+    deadline = stage.machine.next_deadline()
+    assert deadline is not None
+    stage.now = deadline - 0.001
+    stage.handle(Tick())
+    assert stage.machine.state is state
+    stage.now = deadline
+    stage.handle(Tick())
+    assert stage.machine.state is after
+
+
+def test_an_unknown_event_is_a_fault_of_the_caller() -> None:
+    with pytest.raises(KeyError):
+        Stage().machine.handle(Event(), NOW)
+
+
+# -- check-in ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_receipt_stands_behind_the_write_that_it_acknowledges() -> None:
+    stage = stage_in(S.CHECKIN)
+    effects = stage.handle(CheckInReceived(checkin("gw-00")))
+    kinds = [type(e) for e in effects]
+    assert persisted(effects) == [f"round/{TASK}/device/gw-00"]
+    assert kinds.index(Persist) < kinds.index(Publish)
+    assert receipts(effects)[0].outcome == "accepted"
+
+
+def test_the_window_begins_when_there_are_enough() -> None:
+    stage = stage_in(S.CHECKIN)
+    assert opened(stage.effects)[-1].checkin_until_s == 0
+    stage.handle(CheckInReceived(checkin("gw-00")))
+    stage.handle(Tick(), 10_000.0)
+    assert stage.machine.state is S.CHECKIN
+    effects = stage.handle(CheckInReceived(checkin("gw-01")))
+    assert opened(effects)[0].checkin_until_s == stage.now + stage.rounds.checkin_s
+    stage.handle(Tick(), stage.rounds.checkin_s)
+    assert stage.machine.state is S.COLLECT
+
+
+def test_a_waiting_round_is_announced_again() -> None:
+    stage = stage_in(S.CHECKIN)
+    assert not opened(stage.handle(Tick(), 30.0))
+    assert [o.phase for o in opened(stage.handle(Tick(), 30.0))] == [Phase.CHECKIN]
+    assert not opened(stage.handle(Tick(), 1.0))
+
+
+def test_a_checkin_that_comes_again_gets_its_receipt_again_and_changes_nothing() -> None:
+    stage = stage_in(S.COLLECT)
+    before = dict(stage.disk)
+    number = next(iter(stage.machine._book.devices.values())).checkin.seq
+    effects = stage.handle(CheckInReceived(checkin("gw-00", number)))
+    assert [r.outcome for r in receipts(effects)] == ["accepted"]
+    assert stage.disk == before
+
+
+def test_a_late_checkin_counts_for_the_next_round() -> None:
+    stage = stage_in(S.COLLECT)
+    stage.handle(CheckInReceived(checkin("gw-03")))
+    assert stage.machine.waiting == 1
+    assert all(m.device != "gw-03" for r in rosters(stage.effects) for m in r.members)
+    for device in GATEWAYS:
+        effects = stage.upload(device)
+    stage.handle(stage.released(next(e for e in effects if isinstance(e, PublishCandidate))))
+    stage.handle(Tick(), stage.rounds.interval_s)
+    stage.handle(CheckInReceived(checkin("gw-00", 2)))
+    stage.handle(Tick(), stage.rounds.checkin_s)
+    assert {m.device for r in rosters(stage.effects) for m in r.members} == {"gw-00", "gw-03"}
+
+
+def test_an_older_checkin_never_replaces_a_newer_one() -> None:
+    stage = stage_in(S.CHECKIN)
+    stage.handle(CheckInReceived(checkin("gw-00", 5)))
+    effects = stage.handle(CheckInReceived(checkin("gw-00", 4)))
+    assert receipts(effects)[0].reason.startswith("stale: ")
+    assert stage.machine._book.devices["gw-00"].checkin.seq == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"id": "ci-network-1"}, "id: check-in of gw-00: found id 'ci-network-1'"),
+        ({"feature_schema": "0" * 64}, "schema: check-in of gw-00: found feature schema 0000000000000000"),
+        ({"examples_bucket": 5}, "examples: check-in of gw-00: found less than 64, expected 64"),
+    ],
+)
+def test_a_checkin_that_does_not_fit_is_refused_with_the_difference(changes: dict[str, Any], reason: str) -> None:
+    stage = stage_in(S.CHECKIN)
+    effects = stage.handle(CheckInReceived(checkin("gw-00", **changes)))
+    item = receipts(effects)[0]
+    assert (item.outcome, item.reason[: len(reason)]) == ("rejected", reason)
+    assert outcome(effects) == "rejected"
+    assert stage.machine.waiting == 0
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_are_written_then_said_rosters_first() -> None:
+    stage = stage_in(S.CHECKIN)
+    for device in GATEWAYS:
+        stage.handle(CheckInReceived(checkin(device)))
+    effects = stage.handle(Tick(), stage.rounds.checkin_s)
+    said = [e.topic.removeprefix("vedette/1/plant-1/") for e in effects if isinstance(e, Publish)]
+    assert said == ["public/round/network/group/0", "public/round/network"]
+    assert all(e.retain and e.qos == 1 for e in effects if isinstance(e, Publish))
+    assert persisted(effects)[0] == f"round/{TASK}/state"
+    assert persisted(effects)[1:] == [f"round/{TASK}/device/{d}" for d in GATEWAYS], "no key is rostered twice"
+    roster, state = rosters(effects)[0], opened(effects)[0]
+    assert (roster.model, roster.plan, roster.beacon) == (state.model, state.plan, state.beacon)
+    assert roster.deadline_s == state.deadline_s == stage.now + stage.rounds.collect_s
+    assert state.groups == 1
+
+
+def test_a_key_is_in_one_roster_only() -> None:
+    stage = stage_in(S.COLLECT)
+    stage.handle(Tick(), stage.rounds.collect_s)
+    assert (stage.machine.state, stage.machine.attempt) == (S.CHECKIN, 2)
+    assert stage.machine.waiting == 0
+    assert stage.machine.next_deadline() is not None, "announced again while it waits"
+
+
+# -- uploads ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_upload_is_on_disk_as_it_came_before_its_receipt() -> None:
+    stage = stage_in(S.COLLECT)
+    effects = stage.upload("gw-00")
+    kinds = [type(e) for e in effects]
+    body = upload(rosters(stage.effects)[0], "gw-00")
+    assert stage.disk[f"round/{TASK}/upload/gw-00"] == sealed(body)
+    assert kinds.index(Persist) < kinds.index(Publish)
+
+
+def test_a_duplicate_upload_gets_the_same_receipt_and_counts_once() -> None:
+    stage = stage_in(S.COLLECT)
+    first = receipts(stage.upload("gw-00"))
+    before = dict(stage.disk)
+    again = stage.upload("gw-00")
+    assert receipts(again) == first
+    assert stage.disk == before
+    assert stage.machine.uploads == 1
+
+
+def test_other_bytes_under_a_known_id_do_not_replace_the_first() -> None:
+    stage = stage_in(S.COLLECT)
+    stage.upload("gw-00")
+    before = dict(stage.disk)
+    effects = stage.upload("gw-00", loss_after=0.5)
+    assert [r.outcome for r in receipts(effects)] == ["accepted"]
+    assert stage.disk == before
+    assert any(isinstance(e, Note) and "other bytes" in e.text for e in effects)
+
+
+@pytest.mark.parametrize("state", [S.RELEASING, S.INTERVAL, S.CHECKIN])
+def test_an_accepted_upload_is_known_after_its_round(state: RoundState) -> None:
+    stage = Stage()
+    candidate = stage.to_releasing()
+    body = upload(rosters(stage.effects)[0], "gw-00")
+    if state is not S.RELEASING:
+        stage.handle(stage.released(candidate))
+    if state is S.CHECKIN:
+        stage.handle(Tick(), stage.rounds.interval_s)
+    assert stage.machine.state is state
+    effects = stage.handle(UploadReceived(body, sealed(body)))
+    assert [r.outcome for r in receipts(effects)] == ["accepted"]
+    assert outcome(effects) == "accepted"
+    stage.restart()
+    assert [r.outcome for r in receipts(stage.handle(UploadReceived(body, sealed(body))))] == ["accepted"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"round": 2, "id": "up-network-2-1-gw-00"}, "round: "),
+        ({"attempt": 2, "id": "up-network-1-2-gw-00"}, "round: "),
+        ({"gid": 1}, "group: "),
+        ({"id": "up-network-1-1-gw-01"}, "id: "),
+        ({"transcript": bytes(32)}, "transcript: "),
+        ({"levels": bytes(1023)}, "dimension: "),
+        ({"levels": bytes(2048)}, "dimension: "),
+        ({"weight": 3}, "weight: "),
+        ({"weight": 0}, "weight: "),
+        ({"num_examples": 63, "weight": 1}, "examples: "),
+        ({"loss_before": 1e12}, "loss: "),
+        ({"commitments": (b"x",)}, "protection: "),
+    ],
+)
+def test_an_upload_that_does_not_belong_is_rejected_with_the_reason(changes: dict[str, Any], reason: str) -> None:
+    stage = stage_in(S.COLLECT)
+    before = dict(stage.disk)
+    effects = stage.upload("gw-00", **changes)
+    item = receipts(effects)[0]
+    assert (item.outcome, item.reason[: len(reason)]) == ("rejected", reason)
+    assert "found" in item.reason
+    assert stage.disk == before
+    assert stage.machine.uploads == 0
+
+
+def test_an_upload_of_somebody_else_is_rejected() -> None:
+    stage = stage_in(S.COLLECT)
+    body = upload(rosters(stage.effects)[0], "gw-03")
+    assert receipts(stage.handle(UploadReceived(body, sealed(body))))[0].reason.startswith("member: ")
+
+
+def test_an_upload_at_the_deadline_is_late() -> None:
+    stage = stage_in(S.COLLECT)
+    stage.upload("gw-00")
+    stage.upload("gw-01")
+    stage.now += stage.rounds.collect_s
+    assert receipts(stage.upload("gw-02"))[0].reason.startswith("late: ")
+    assert stage.machine.state is S.RELEASING
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_group_closes_the_round_at_once_and_the_candidate_follows_the_commit() -> None:
+    stage = Stage()
+    stage.to_collect()
+    stage.upload("gw-00")
+    stage.upload("gw-01")
+    effects = stage.upload("gw-02")
+    kinds = [type(e) for e in effects]
+    assert kinds.index(PublishCandidate) > max(i for i, k in enumerate(kinds) if k is Persist)
+    candidate = next(e for e in effects if isinstance(e, PublishCandidate)).candidate
+    assert candidate.contributors == GATEWAYS
+    assert candidate.metrics["participants"] == 3
+    assert (candidate.parent_version, candidate.parent_sha256) == (0, "a" * 64)
+
+
+def test_too_few_uploads_are_tried_again_and_then_the_round_is_given_up() -> None:
+    stage = Stage(settings(4, quorum=2, attempts_max=2))
+    stage.to_collect()
+    stage.upload("gw-00")
+    effects = stage.handle(Tick(), stage.rounds.collect_s)
+    assert [(o.attempt, o.phase) for o in opened(effects)] == [(2, Phase.CHECKIN)]
+    assert Count("rounds", "retried", TASK) in effects
+    assert f"round/{TASK}/upload/gw-00" not in stage.disk
+    stage.to_collect()
+    effects = stage.handle(Tick(), stage.rounds.collect_s)
+    assert [(o.attempt, o.phase) for o in opened(effects)] == [(2, Phase.FAILED)]
+    assert any(isinstance(e, Note) and e.level == "error" and "expected a quorum of 2" in e.text for e in effects)
+    assert stage.machine.model.version == 0
+    stage.handle(Tick(), stage.rounds.interval_s)
+    assert (stage.machine.round, stage.machine.attempt) == (2, 1)
+
+
+def test_a_group_below_its_minimum_is_left_out_and_counts_for_nothing() -> None:
+    rounds = settings(12, quorum=3, group_size=3, survivors_min=3, checkins_max=12)
+    stage = Stage(rounds)
+    stage.to_collect([f"gw-{i:02}" for i in range(12)])
+    found = rosters(stage.effects)
+    assert len(found) > 1
+    whole, broken = found[0], found[1]
+    for member in whole.members:
+        stage.upload(member.device)
+    for member in broken.members[:2]:
+        stage.upload(member.device)
+    effects = stage.handle(Tick(), rounds.collect_s)
+    candidate = next(e for e in effects if isinstance(e, PublishCandidate)).candidate
+    assert candidate.contributors == tuple(m.device for m in whole.members)
+    assert candidate.metrics["groups"] == 1
+
+
+def test_a_release_starts_the_next_round_from_the_candidate() -> None:
+    stage = Stage()
+    candidate = stage.to_releasing()
+    effects = stage.handle(stage.released(candidate))
+    keys = persisted(effects)
+    assert keys.index(f"round/{TASK}/model/1") < keys.index(f"round/{TASK}/state") < keys.index(f"round/{TASK}/model/0")
+    assert [o.phase for o in opened(effects)] == [Phase.DONE]
+    assert opened(effects)[0].model_version == 0, "the ended round started from the old model"
+    assert (stage.machine.model.version, stage.machine.model.round) == (1, 1)
+    np.testing.assert_array_equal(stage.machine.model.weights, candidate.candidate.weights)
+    effects = stage.handle(Tick(), stage.rounds.interval_s)
+    assert (opened(effects)[0].round, opened(effects)[0].model_version, opened(effects)[0].model) == (2, 1, "b" * 64)
+    assert not [key for key in stage.disk if "/upload/" in key]
+
+
+def test_a_changed_plan_takes_effect_with_the_release_that_carries_it() -> None:
+    stage = Stage()
+    stage.to_collect()
+    _, old_plan = plan_bytes(stage.plan)
+    stage.plan = plan_of(replace(stage.rounds, learning_rate=0.1), version=2)
+    wanted, new_plan = plan_bytes(stage.plan)
+    stage.restart()
+    for device in GATEWAYS:
+        effects = stage.upload(device)
+    handed = next(e for e in effects if isinstance(e, PublishCandidate))
+    assert (handed.candidate.plan, handed.plan) == (old_plan, wanted)
+    stage.handle(stage.released(handed))
+    assert opened(stage.handle(Tick(), stage.rounds.interval_s))[0].plan == new_plan
+
+
+def test_a_release_with_another_plan_than_handed_over_is_a_fault_of_the_caller() -> None:
+    stage = Stage()
+    stage.to_releasing()
+    with pytest.raises(ValueError, match="another plan"):
+        stage.handle(Released(1, "b" * 64, "0" * 64))
+
+
+def test_the_same_release_twice_counts_once() -> None:
+    stage = Stage()
+    answer = stage.released(stage.to_releasing())
+    stage.handle(answer)
+    assert outcome(stage.handle(answer)) == "discarded"
+    stage.handle(Tick(), stage.rounds.interval_s)
+    stage.to_collect()
+    for device in GATEWAYS:
+        stage.upload(device)
+    assert stage.machine.state is S.RELEASING
+    assert outcome(stage.handle(answer)) == "discarded", "the answer to the round before"
+
+
+def test_rounds_max_ends_the_task_and_more_of_them_wake_it() -> None:
+    stage = stage_in(S.FINISHED)
+    assert stage.machine.next_deadline() is None
+    assert opened(stage.effects)[-1].next_round_s == 0
+    stage.rounds = replace(stage.rounds, rounds_max=2)
+    stage.restart()
+    stage.handle(Tick())
+    assert (stage.machine.state, stage.machine.round) == (S.CHECKIN, 2)
+
+
+def test_a_replaced_model_is_what_the_next_round_starts_from() -> None:
+    stage = stage_in(S.COLLECT)
+    stage.handle(ModelReplaced(replace(model_of(stage.plan, 7), sha256="7" * 64)))
+    assert opened(stage.effects)[-1].phase is Phase.FAILED
+    stage.restart()
+    effects = stage.handle(Tick(), stage.rounds.interval_s)
+    assert (opened(effects)[0].model_version, opened(effects)[0].model) == (7, "7" * 64)
+    assert [k for k in stage.disk if "/model/" in k] == [f"round/{TASK}/model/7"]
+
+
+def test_connected_says_what_is_retained_again() -> None:
+    stage = stage_in(S.COLLECT)
+    effects = stage.handle(Connected())
+    assert (rosters(effects), opened(effects)) == (rosters(stage.effects), [opened(stage.effects)[-1]])
+    assert not persisted(effects)
+    assert not opened(Stage().handle(Connected())), "before the first round there is nothing to say"
+
+
+def test_a_clock_that_is_set_back_delays_by_one_window_at_most() -> None:
+    stage = stage_in(S.COLLECT)
+    stage.now -= 1e6
+    stage.handle(Tick())
+    assert stage.machine.next_deadline() == stage.now + stage.rounds.collect_s
+
+
+# -- restart ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", list(RoundState))
+def test_a_restart_goes_on_exactly(state: RoundState) -> None:
+    stage = stage_in(state)
+    said = opened(stage.effects)[-1]
+    record, deadline = stage.machine._book.record, stage.machine.next_deadline()
+    disk = dict(stage.disk)
+    effects = stage.restart()
+    assert (stage.machine._book.record, stage.machine.next_deadline()) == (record, deadline) or state is S.CHECKIN
+    assert stage.machine.state is state
+    assert opened(effects) == [said]
+    assert stage.disk == disk
+
+
+def test_after_a_crash_the_candidate_is_identical_to_the_last_bit() -> None:
+    stage = Stage()
+    first = stage.to_releasing()
+    again = next(e for e in stage.restart() if isinstance(e, PublishCandidate))
+    assert again.candidate.digest() == first.candidate.digest()
+    assert again.candidate.weights.tobytes() == first.candidate.weights.tobytes()
+    assert again.plan == first.plan
+
+
+def test_what_a_crash_left_over_is_cleared_away() -> None:
+    stage = stage_in(S.CHECKIN)
+    body = upload(rosters(stage_in(S.COLLECT).effects)[0], "gw-00")
+    stage.disk[f"round/{TASK}/upload/gw-00"] = sealed(body)
+    stage.disk[f"round/{TASK}/model/5"] = b"half a transition"
+    stage.restart()
+    assert not [key for key in stage.disk if key.endswith(("/upload/gw-00", "/model/5"))]
+
+
+@pytest.mark.parametrize("key", ["state", "model/0", "device/gw-00"])
+def test_a_damaged_store_is_the_operators_to_mend(key: str) -> None:
+    stage = stage_in(S.COLLECT)
+    stage.disk[f"round/{TASK}/{key}"] = b"\x93 not it"
+    with pytest.raises(ConfigError, match="restore the state database"):
+        stage.restart()
+    del stage.disk[f"round/{TASK}/model/0"]
+    with pytest.raises(ConfigError, match=r"(model/0: found nothing|restore the state database)"):
+        stage.restart()
+
+
+def test_a_plan_for_another_model_is_refused() -> None:
+    stage = Stage()
+    stage.plan = stage.plan.model_copy(update={"dimension": 13})
+    stage_plan = Stage().plan
+    with pytest.raises(ConfigError, match="found dimension 13 in the plan, expected 12"):
+        type(stage.machine)(
+            topics=None,  # type: ignore[arg-type]
+            aggregator="aggregator",
+            signer=None,  # type: ignore[arg-type]
+            settings=stage.rounds,
+            plan=stage.plan,
+            optimiser=None,  # type: ignore[arg-type]
+            model=model_of(stage_plan),
+            seed=bytes(32),
+        )
