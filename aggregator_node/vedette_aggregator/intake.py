@@ -10,8 +10,6 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from cryptography.exceptions import UnsupportedAlgorithm
-
 from vedette_aggregator.round_events import CheckInReceived, UploadReceived
 from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.machine import Event
@@ -143,8 +141,11 @@ class Intake:
     def _learn(self, device: str, certificate: bytes, intermediate: bytes, now: float) -> None:
         try:
             self._keys.learn(certificate, now, intermediate=intermediate, sender=device, role=CertificateRole.DEVICE)
-        except (ValueError, UnsupportedAlgorithm) as fault:
-            # A certificate is parsed field by field, as each is first looked at: what a peer sent may fail anywhere.
+        except PeerError:
+            raise
+        except Exception as fault:
+            # The library parses a peer's certificate field by field, as each is first looked at, and fails in more ways
+            # than it documents (InvalidVersion, UnsupportedAlgorithm, ValueError …): none may end the aggregator.
             raise PeerError(
                 f"certificate of {device}: found one that cannot be read ({fault}), expected the site's",
                 reason="certificate",

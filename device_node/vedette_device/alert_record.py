@@ -52,6 +52,7 @@ class ScoredWindow:
         p_value: calibrated p-value of the score, in (0, 1].
         threshold: score that p = α asks for.
         benign_max: largest score among the calibration's benign windows.
+        benign_average: largest moving average of z that those windows reached.
         calibration_size: number of those windows.
         features: columns that made the score; empty for an unremarkable window.
         model: the model that scored.
@@ -64,6 +65,7 @@ class ScoredWindow:
     p_value: float
     threshold: float
     benign_max: float
+    benign_average: float
     calibration_size: int
     features: tuple[FeatureReason, ...]
     model: AlertModel
@@ -280,7 +282,15 @@ def _short(value: float) -> float:
 def _plain(window: ScoredWindow) -> dict[str, Any]:
     return {
         "entity": window.entity,
-        "numbers": [window.start_s, window.end_s, window.score, window.p_value, window.threshold, window.benign_max],
+        "numbers": [
+            window.start_s,
+            window.end_s,
+            window.score,
+            window.p_value,
+            window.threshold,
+            window.benign_max,
+            window.benign_average,
+        ],
         "calibration_size": window.calibration_size,
         "features": [f.model_dump(mode="python") for f in window.features],
         "model": window.model.model_dump(mode="python"),
@@ -288,7 +298,7 @@ def _plain(window: ScoredWindow) -> dict[str, Any]:
 
 
 def _window(plain: dict[str, Any]) -> ScoredWindow:
-    start_s, end_s, score, p_value, threshold, benign_max = (float(v) for v in plain["numbers"])
+    start_s, end_s, score, p_value, threshold, benign_max, benign_average = (float(v) for v in plain["numbers"])
     return ScoredWindow(
         entity=str(plain["entity"]),
         start_s=start_s,
@@ -297,6 +307,7 @@ def _window(plain: dict[str, Any]) -> ScoredWindow:
         p_value=p_value,
         threshold=threshold,
         benign_max=benign_max,
+        benign_average=benign_average,
         calibration_size=int(plain["calibration_size"]),
         features=tuple(FeatureReason.model_validate({**f, "usual": tuple(f["usual"])}) for f in plain["features"]),
         model=AlertModel.model_validate(plain["model"]),

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vedette_core.learning.calibration import RollingCalibration
+from vedette_core.learning.calibration import RollingCalibration, smoothing, z_score
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import Network
 from vedette_core.learning.scoring import ResidualCalibration, ResidualScorer, calibrate_residuals
@@ -65,6 +65,8 @@ class CalibratedModel:
         residuals: usual error of each column.
         factors: in (0, 1], by entity; 1 for those that are not in it.
         rolling: benign scores, after the factors.
+        benign_average: largest moving average of z that an entity reached over the benign inputs: what an alert must
+            pass. What a device does every hour scores high each time, and is no news.
     """
 
     backend: Reconstructs
@@ -73,10 +75,17 @@ class CalibratedModel:
     residuals: ResidualCalibration
     factors: Mapping[str, float]
     rolling: RollingCalibration
+    benign_average: float
 
     @classmethod
     def measure(
-        cls, backend: Reconstructs, model: AlertModel, baseline: Baseline, inputs: Float32, entities: Sequence[str]
+        cls,
+        backend: Reconstructs,
+        model: AlertModel,
+        baseline: Baseline,
+        inputs: Float32,
+        entities: Sequence[str],
+        half_life_windows: float,
     ) -> CalibratedModel:
         """Measure a model on benign inputs that it was not trained on, oldest first.
 
@@ -86,6 +95,7 @@ class CalibratedModel:
             baseline: of the learning phase.
             inputs: ``(n, history, columns)`` scaled.
             entities: whose input each is.
+            half_life_windows: of the moving average that the alerts go by.
 
         Raises:
             PeerError: the model's input is another.
@@ -96,7 +106,9 @@ class CalibratedModel:
         scores = ResidualScorer(backend.network, residuals).score(x, reconstruction).astype(np.float64)
         factors = _factors(scores, entities)
         scores *= [factors.get(entity, 1.0) for entity in entities]
-        return cls(backend, model, baseline, residuals, factors, RollingCalibration(scores))
+        rolling = RollingCalibration(scores)
+        average = _largest_average(rolling.current.p_values(scores), entities, half_life_windows)
+        return cls(backend, model, baseline, residuals, factors, rolling, average)
 
     def judge(self, inputs: Float32, entities: Sequence[str]) -> Judgement:
         """Score inputs ``(n, history, columns)``, scaled; entities as in `measure`."""
@@ -115,6 +127,7 @@ class CalibratedModel:
             "residuals": self.residuals.to_dict(),
             "factors": dict(self.factors),
             "rolling": self.rolling.to_state(),
+            "benign_average": self.benign_average,
         }
 
     @classmethod
@@ -132,6 +145,9 @@ class CalibratedModel:
             factors = {str(entity): float(factor) for entity, factor in state["factors"].items()}
             if not all(0.0 < factor <= 1.0 for factor in factors.values()):
                 raise ValueError("a factor that is not in (0, 1]")
+            average = float(state["benign_average"])
+            if not np.isfinite(average):
+                raise ValueError(f"benign average {average}")
             residuals = ResidualCalibration.from_dict(state["residuals"])
             features = backend.network.target_shape[-1]
             if residuals.scale.shape != (features,):
@@ -140,7 +156,8 @@ class CalibratedModel:
             raise PeerError(
                 f"calibration of {model.digest}: found {fault!r}, expected what `to_state` gives"
             ) from fault
-        return cls(backend, model, baseline, residuals, factors, RollingCalibration.from_state(state["rolling"]))
+        rolling = RollingCalibration.from_state(state["rolling"])
+        return cls(backend, model, baseline, residuals, factors, rolling, average)
 
 
 def shaped(inputs: Float32, network: Network) -> Float32:
@@ -171,3 +188,11 @@ def _factors(scores: npt.NDArray[np.float64], entities: Sequence[str]) -> dict[s
         if blended > usual:
             factors[name] = usual / blended
     return factors
+
+
+def _largest_average(p_values: npt.NDArray[np.float64], entities: Sequence[str], half_life_windows: float) -> float:
+    weight, averages, largest = smoothing(1.0, half_life_windows), dict.fromkeys(entities, 0.0), 0.0
+    for entity, p_value in zip(entities, p_values.tolist(), strict=True):
+        averages[entity] += weight * (z_score(p_value) - averages[entity])
+        largest = max(largest, averages[entity])
+    return largest

@@ -61,12 +61,14 @@ class DetectionSettings:
         magnitude_p: a window with a smaller p-value fires at once.
         magnitude_factor: so does one whose score is this many times the largest benign one (or the threshold, if
             that is higher).
-        sustained_p: the moving average of z is high above Φ⁻¹(1 − this).
+        sustained_p: the moving average of z is high above Φ⁻¹(1 − this) …
+        sustained_margin: … and above the largest that benign windows reached in the calibration stretch, plus this.
         sustained_windows: m of the rule «m of n».
         sustained_span: n of the rule «m of n».
         half_life_windows: half-life of the moving average, in windows of one entity. A score looks at several windows,
-            so that neighbouring scores are about the same data: as many windows make a good half-life.
-        clear_p: hysteresis: an alert stays active while the average is above Φ⁻¹(1 − this); at least `sustained_p`.
+            so that neighbouring scores are about the same data: half as many windows make a good half-life.
+        clear_p: hysteresis: an alert stays active until the average is as far below its limit as Φ⁻¹(1 − this) is
+            below Φ⁻¹(1 − `sustained_p`).
         clear_windows: calm windows in a row that close an alert.
         cooldown_windows: windows after the close within which the same alert goes on instead of a new one.
         per_hour_max: most alerts that are opened an hour of event time.
@@ -75,9 +77,10 @@ class DetectionSettings:
     magnitude_p: float = 1e-5
     magnitude_factor: float = 2.0
     sustained_p: float = 1e-2
+    sustained_margin: float = 0.5
     sustained_windows: int = 3
     sustained_span: int = 5
-    half_life_windows: float = 4.0
+    half_life_windows: float = 2.0
     clear_p: float = 0.1
     clear_windows: int = 6
     cooldown_windows: int = 12
@@ -116,7 +119,8 @@ class DetectionMachine:
         self._topic = Topics(site).alert(device)
         self._site, self._device, self._detector, self._task = site, device, detector, task
         self._settings = settings
-        self._on, self._off = z_score(settings.sustained_p), z_score(max(settings.clear_p, settings.sustained_p))
+        self._on = z_score(settings.sustained_p)
+        self._hysteresis = max(0.0, self._on - z_score(settings.clear_p))
         self._tracks: dict[str, _Track] = {}
         self._alerting: dict[str, _Track] = {}  # those with an alert that is open or cooling
         self._watermark_s = -inf
@@ -193,11 +197,14 @@ class DetectionMachine:
             track.recent.extend([False] * min(math.ceil(pause), settings.sustained_span))
         track.average += smoothing(1.0, settings.half_life_windows) * (z_score(window.p_value) - track.average)
         track.last_end_s, track.length_s = window.end_s, length_s
-        high = track.average >= self._on
+        high = track.average >= self._limit(window)
         track.recent.append(high)
         beyond = settings.magnitude_factor * max(window.threshold, window.benign_max)
         magnitude = window.p_value < settings.magnitude_p or window.score > beyond
         return magnitude, high and sum(track.recent) >= settings.sustained_windows
+
+    def _limit(self, window: ScoredWindow) -> float:
+        return max(self._on, window.benign_average + self._settings.sustained_margin)
 
     def _answer(self, track: _Track, window: ScoredWindow, magnitude: bool, sustained: bool) -> list[Effect]:
         """The transition table; see the module's text."""
@@ -210,7 +217,7 @@ class DetectionMachine:
             if alert is None:
                 return self._open(track, window, magnitude)
             return self._report(track, alert.grown(window, magnitude=magnitude), AlertState.UPDATED)
-        if magnitude or track.average >= self._off:
+        if magnitude or track.average >= self._limit(window) - self._hysteresis:
             track.calm = 0
             track.alert = grown = alert.grown(window, magnitude=magnitude)
             return self._report(track, grown, AlertState.UPDATED) if self._is_news(grown, window) else []

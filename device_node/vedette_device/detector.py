@@ -54,6 +54,7 @@ class DetectorSettings:
         training_windows: windows of the learning phase, all entities together.
         calibration_windows: inputs that are held out behind them.
         alpha: significance of the threshold that alerts name.
+        half_life_windows: of the moving average that alerts go by; the same as in `DetectionSettings`.
 
     Raises:
         ConfigError: a number out of its range.
@@ -62,6 +63,7 @@ class DetectorSettings:
     training_windows: int
     calibration_windows: int
     alpha: float = 0.01
+    half_life_windows: float = 2.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.training_windows <= WINDOWS_MAX:
@@ -158,7 +160,9 @@ class Detector:
             self._active = CalibratedModel.from_state(backend, model, self._baseline, stored)
             return
         inputs = self._held_out.astype(np.float32)
-        self._active = CalibratedModel.measure(backend, model, self._baseline, inputs, self._held_out_entities)
+        self._active = CalibratedModel.measure(
+            backend, model, self._baseline, inputs, self._held_out_entities, self.settings.half_life_windows
+        )
 
     def feed(self, windows: Sequence[Window], *, frozen: bool = False) -> list[ScoredWindow]:
         """Take windows in the order of their time.
@@ -238,6 +242,7 @@ class Detector:
                     p_value=p_value,
                     threshold=threshold,
                     benign_max=calibration.largest,
+                    benign_average=active.benign_average,
                     calibration_size=calibration.size,
                     features=reasons,
                     model=active.model,

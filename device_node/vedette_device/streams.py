@@ -203,6 +203,8 @@ class SensorTopicStream:
         )
         self._windower = SensorWindower(section.entity, section.channels, period_s=section.period_s)
         self._filters = sorted({t.topic for t in section.topics})
+        # Where readings bring their own time, only the next reading can tell that it has passed.
+        self._own_clock = not any(t.time_path for t in section.topics)
         self._pending: deque[Window] = deque()
         self._dropped = 0
         broker = section.broker
@@ -224,6 +226,8 @@ class SensorTopicStream:
         """See `WindowStream.read`."""
         if not self._pending:
             await asyncio.sleep(POLL_S)
+        if self._own_clock:
+            self._pending.extend(self._windower.push(self._aligner.advance(time.time())))
         windows = list(self._pending)
         self._pending.clear()
         return windows

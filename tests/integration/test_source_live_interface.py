@@ -15,7 +15,7 @@ import pytest
 UNIT = Path(__file__).parents[1] / "unit"
 
 PRELUDE = """
-import json, select, socket, subprocess, sys, time
+import json, os, select, socket, subprocess, sys, time
 sys.path.insert(0, sys.argv[1])
 import capture_writing as w
 from vedette_device.features import NetworkWindower
@@ -173,6 +173,15 @@ words = []
 for name, size in (("nope", 1 << 20), ("lo", 0), ("lo", 1 << 40)):
     try:
         LiveInterface(name, ring_bytes=size)
+    except SourceError as error:
+        words.append(str(error))
+try:
+    os.setuid(65534)
+except OSError:  # a user namespace maps only its own root
+    words.append("")
+else:
+    try:
+        LiveInterface("lo")
     except SourceError as error:
         words.append(str(error))
 print(json.dumps({"words": words}))

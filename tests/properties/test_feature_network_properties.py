@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import random
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_windower import WINDOW_NS, Packet, ReferenceWindower
 
+from vedette_device.features import network_columns
 from vedette_device.features.network import NetworkWindower
 from vedette_device.features.windows import Window
 from vedette_device.sources.packets import PacketBatch
@@ -108,10 +110,20 @@ def compare(found: list[Window], expected: list[tuple[str, int, list[float]]]) -
 
 
 @settings(max_examples=200, deadline=None)
-@given(streams(), st.lists(st.integers(1, 20), max_size=10), st.sampled_from([(120, 1_024, 1 << 19), (3, 2, 6)]))
-def test_equals_the_plain_windower_in_any_batches(
-    packets: list[Packet], cuts: list[int], limits: tuple[int, int, int]
+@given(
+    streams(),
+    st.lists(st.integers(1, 20), max_size=10),
+    st.sampled_from([(120, 1_024, 1 << 18), (3, 2, 6)]),
+    st.sampled_from([network_columns.ROWS_AT_ONCE, 7]),
+)
+def test_equals_the_plain_windower_in_any_batches_and_parts(
+    packets: list[Packet], cuts: list[int], limits: tuple[int, int, int], rows_at_once: int
 ) -> None:
+    with patch.object(network_columns, "ROWS_AT_ONCE", rows_at_once):
+        check_against_the_plain_windower(packets, cuts, limits)
+
+
+def check_against_the_plain_windower(packets: list[Packet], cuts: list[int], limits: tuple[int, int, int]) -> None:
     idle, entities_max, window_max = limits
     reference = ReferenceWindower(NETWORKS, idle=idle, entities_max=entities_max, window_max=window_max)
     windower = NetworkWindower(NETWORKS, idle_windows=idle, entities_max=entities_max, packets_window_max=window_max)

@@ -7,6 +7,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fleet_simulator.campaign import main  # noqa: E402 (the folder is no installed package)
+from fleet_simulator.campaign import main
 
 sys.exit(main())

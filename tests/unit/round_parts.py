@@ -12,6 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "simulation"))
 
+from fleet_simulator.oracle import check_mean
 from fleet_simulator.problem import DIMENSION, FEATURE_SCHEMA, OPTIMISER, TASK, plan_of, settings
 from fleet_simulator.site import AGGREGATOR, EPOCH, key_pair, the_site
 
@@ -50,6 +51,7 @@ __all__ = [
     "TASK",
     "TOPICS",
     "Stage",
+    "check_mean",
     "checkin",
     "model_of",
     "opened",
@@ -226,7 +228,7 @@ def rosters(effects: Sequence[Effect]) -> list[Roster]:
     found = [e for e in effects if isinstance(e, Publish) and TOPICS.parse(e.topic).kind == "group"]
     bodies = [codec.unpack(Roster, body_of(e)) for e in found]
     newest = max(((r.round, r.attempt) for r in bodies), default=(0, 0))
-    return [r for r in bodies if (r.round, r.attempt) == newest]
+    return list({r.gid: r for r in bodies if (r.round, r.attempt) == newest}.values())
 
 
 def body_of(publish: Publish) -> bytes:

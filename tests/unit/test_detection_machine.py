@@ -38,6 +38,7 @@ def window(
         p_value=p_value,
         threshold=1.0,
         benign_max=1.1,
+        benign_average=1.5,
         calibration_size=900,
         features=tuple(FeatureReason(name=n, value=9.0, usual=(0.0, 1.0), share=0.5) for n in features),
         model=MODEL,
@@ -96,8 +97,17 @@ def test_high_windows_open_an_alert_only_when_they_are_sustained() -> None:
 
     opened = alerts(effects)[0]
     assert opened.kind == "sustained"
-    # z = 3.7; the average passes 2.33 with the 6th window at a half-life of 4, and 3 of 5 must be above.
-    assert opened.time == rfc3339(T0 + 8 * STEP_S)
+    # z = 3.7; the average passes 2.33 with the 3rd window at a half-life of 2, and 3 of 5 must be above.
+    assert opened.time == rfc3339(T0 + 5 * STEP_S)
+
+
+def test_what_benign_windows_reached_raises_the_limit() -> None:
+    """A device that does something every hour has high averages every hour, and that is no news."""
+    from dataclasses import replace
+
+    hourly = [replace(window(i, HIGH), benign_average=2.9) for i in range(6)]
+    assert feed(machine(), *hourly) == []  # 3.7 (1 − 2⁻³) = 3.25 is below 2.9 + 0.5
+    assert states(feed(machine(sustained_margin=0.0), *hourly))[0] == "open"
 
 
 def test_a_lone_high_window_opens_nothing() -> None:
@@ -231,7 +241,7 @@ def test_an_alert_on_an_entity_that_fell_silent_is_closed_by_the_others_windows(
 
 def test_a_pause_lets_the_average_decay() -> None:
     subject = machine()
-    run(subject, 0, 7, HIGH)  # one short of the rule
+    run(subject, 0, 4, HIGH)  # one short of the rule
     assert states(run(subject, 200, 2, HIGH)) == []
 
 

@@ -47,9 +47,7 @@ GATEWAYS = ("gw-00", "gw-01", "gw-02")
 def stage_in(state: RoundState) -> Stage:
     """A machine in a state, at a moment when no deadline is due."""
     stage = Stage(settings(4, quorum=2, rounds_max=1 if state is S.FINISHED else 0))
-    if state is S.INTERVAL:
-        stage.handle(stage.released(stage.to_releasing()))
-    elif state is S.FINISHED:
+    if state is S.INTERVAL or state is S.FINISHED:
         stage.handle(stage.released(stage.to_releasing()))
     elif state is S.CHECKIN:
         stage.to_checkin()
@@ -72,8 +70,7 @@ def event_for(kind: type[Event], stage: Stage) -> Event:
             stand_in.to_collect()
             found = rosters(stand_in.effects)
         # In COLLECT a first upload; in RELEASING and after, one that was not among the accepted.
-        late = {"id": f"up-{TASK}-1-1-gw-03", "device": "gw-03"} if stage.machine.state is not S.COLLECT else {}
-        body = upload(found[0], found[0].members[0].device, **late)
+        body = upload(found[0], "gw-00" if stage.machine.state is S.COLLECT else "gw-03")
         return UploadReceived(body, sealed(body))
     if kind is Released:
         return Released(stage.machine.model.version + 1, "b" * 64, plan_bytes(stage.plan)[1])

@@ -38,9 +38,10 @@ IDLE_WINDOWS_DEFAULT = 120
 that report every five minutes, so that their past stays whole, and short enough that a device that left is forgotten
 and its place is free. Silence is itself worth scoring: a device that was cut off or crashed looks like that."""
 
-PACKETS_WINDOW_MAX = 1 << 19
-"""Most packets of one window: 100,000 a second at 5 s. Behind that they are counted, not kept: 29 MB stay the limit,
-and a window with half a million packets is anomalous whatever came after."""
+PACKETS_WINDOW_MAX = 1 << 18
+"""Most packets of one window: 52,000 a second at 5 s. Behind that they are counted, not kept. Working off a full window
+takes some 85 MB, which a gateway can spare; and a window with a quarter of a million packets is anomalous whatever
+came after."""
 
 IPV6_SENDERS_MAX = 16_384
 """Local IPv6 senders remembered while a window is open; more can only be forged ones."""
@@ -259,20 +260,21 @@ class NetworkWindower:
         if not self._open:
             return None
         packets = OpenPackets.concatenate(self._open)
+        self._open = [packets]
         window = packets.time_ns // self._window_ns
         closed = window < boundary
         if not closed.any():
-            self._open = [packets]
             return None
-        rest = packets.take(~closed)
+        rest, next_window = packets.take(~closed), window[~closed]
+        if len(rest):
+            packets, window = packets.take(closed), window[closed]
         self._open = [rest] if len(rest) else []
-        next_window = window[~closed]
         early = answer_keys(rest.take(next_window == boundary), next_window[next_window == boundary], before=True)
         for index in [index for index in self._window_packets if index < boundary]:
             del self._window_packets[index]
         return aggregate(
-            packets.take(closed),
-            window[closed],
+            packets,
+            window,
             window_ns=self._window_ns,
             early_answers=early,
             flows=self._flows,
@@ -289,24 +291,30 @@ class NetworkWindower:
 
     def _emit_window(self, index: int, groups: Groups, start: int, end: int, windows: list[Window]) -> None:
         self._drop_idle(index)
-        order = sorted(range(start, end), key=lambda at: int(groups.first[at]))
         rows: dict[int, NDArray[np.float32]] = {}
-        for at in order:
+        for at in self._admitted(groups, start, end):
             key = int(groups.entity[at])
-            device = self._devices.get(key)
-            if device is None:
-                packets = int(groups.sent[at] + groups.received[at])
-                if not groups.sent[at]:
-                    self._counters["silent_target"] += packets
-                    continue
-                halves = self._ipv6_halves.get(key) if key >> 63 else (0, key)
-                if len(self._devices) >= self._entities_max or halves is None:
-                    self._counters["entity_limit"] += packets
-                    continue
-                device = self._devices[key] = _Device(address_text(*halves), index)
-            device.last_window = index
+            if key not in self._devices:
+                halves = self._ipv6_halves[key] if key >> 63 else (0, key)
+                self._devices[key] = _Device(address_text(*halves), index)
+            self._devices[key].last_window = index
             rows[key] = groups.values[at].copy()
         self._emit(index, rows, windows)
+
+    def _admitted(self, groups: Groups, start: int, end: int) -> list[int]:
+        """Groups of known devices, and of as many new ones as there is room for, in the order of their first packet."""
+        entity, sent = groups.entity[start:end], groups.sent[start:end]
+        packets = sent + groups.received[start:end]
+        known = np.isin(entity, np.fromiter(self._devices, dtype=np.uint64, count=len(self._devices)))
+        silent = ~known & (sent == 0)
+        self._counters["silent_target"] += int(packets[silent].sum())
+        newcomers = np.flatnonzero(~known & ~silent)
+        newcomers = newcomers[np.argsort(groups.first[start:end][newcomers])]
+        room = self._entities_max - len(self._devices)
+        named = [at for at in newcomers.tolist() if not int(entity[at]) >> 63 or int(entity[at]) in self._ipv6_halves]
+        admitted = named[:room]
+        self._counters["entity_limit"] += int(packets[newcomers].sum() - packets[admitted].sum())
+        return [start + at for at in [*np.flatnonzero(known).tolist(), *admitted]]
 
     def _drop_idle(self, index: int) -> None:
         gone = [key for key, device in self._devices.items() if index - device.last_window > self._idle_windows]

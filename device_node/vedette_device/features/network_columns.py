@@ -29,7 +29,7 @@ All sums are of integers and exact, so that the same packets give the same value
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,9 @@ from vedette_schemas.features import NETWORK_FLOWS
 NS_PER_US = 1_000
 _US_PER_S = 1e6
 
+ROWS_AT_ONCE = 1 << 17
+"""Rows (packets a local end) that are worked on together; about 25 MB of intermediate arrays."""
+
 
 @dataclass(frozen=True, slots=True)
 class Groups:
@@ -82,6 +85,17 @@ class Groups:
     received: NDArray[np.int64]
     first: NDArray[np.int64]
     values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """What all rows are computed from."""
+
+    packets: OpenPackets
+    window: NDArray[np.int64]
+    window_ns: int
+    answered: NDArray[np.uint64]
+    new_flow: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +136,46 @@ def aggregate(
         early_answers: ``(m,) uint64``, what ``answer_keys`` returned for SYN-ACKs just behind these windows.
         flows: which flows were seen before; learns those of these packets.
     """
-    rows, group_window, group_entity = _expand(packets, window)
+    answers = [answer_keys(packets, window, before=False), answer_keys(packets, window, before=True), early_answers]
+    context = _Context(
+        packets=packets,
+        window=window,
+        window_ns=window_ns,
+        answered=np.concatenate(answers),
+        new_flow=_in_new_flow(packets, window, flows),
+    )
+    sends = (packets.flags & SOURCE_LOCAL) != 0
+    # A packet of an address to itself (a gratuitous ARP) is one that it sent.
+    receives = ((packets.flags & TARGET_LOCAL) != 0) & (packets.source != packets.target)
+    parts = -(-int(sends.sum() + receives.sum()) // ROWS_AT_ONCE)
+    if parts <= 1:
+        return _groups(context, np.flatnonzero(sends), np.flatnonzero(receives))
+    # A flood is worked off entity by entity, so that its memory stays bounded.
+    sender_part, receiver_part = mix(packets.source) % np.uint64(parts), mix(packets.target) % np.uint64(parts)
+    ends = [
+        (np.flatnonzero(sends & (sender_part == i)), np.flatnonzero(receives & (receiver_part == i)))
+        for i in range(parts)
+    ]
+    return _joined([_groups(context, *each) for each in ends if len(each[0]) or len(each[1])])
+
+
+def _joined(parts: list[Groups]) -> Groups:
+    """All groups of the parts, sorted by window."""
+    columns: list[NDArray[Any]] = [np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Groups)]
+    order = np.argsort(columns[0], kind="stable")
+    return Groups(*(column[order] for column in columns))
+
+
+def _groups(context: _Context, senders: NDArray[np.intp], receivers: NDArray[np.intp]) -> Groups:
+    packets, window, window_ns = context.packets, context.window, context.window_ns
+    rows, group_window, group_entity = _expand(packets, window, senders, receivers)
     count = len(group_window)
     pairs = _flow_pairs(packets, rows)
 
     def per_group(mask: NDArray[np.bool_], weights: NDArray[Any] | None = None) -> NDArray[np.float64]:
         chosen = rows.group[mask]
         if weights is None:
-            return np.bincount(chosen, minlength=count).astype(np.float64)
+            return _counts(chosen, count)
         return _sums(chosen, weights[mask], count)
 
     def flagged(bit: int) -> NDArray[np.bool_]:
@@ -161,7 +207,7 @@ def aggregate(
         "udp_share": per_group(flagged(IS_UDP)) / total,
         "syn_count": per_group(flagged(IS_SYN)),
         "rst_count": per_group(flagged(IS_RST)),
-        "flows_new": _new_flows(packets, window, rows, pairs, count, flows),
+        "flows_new": _counts(pairs.group[context.new_flow[rows.packet[pairs.row]]], count),
         "peers_distinct": _distinct(pairs.group, rows.peer[pairs.row], count),
         "service_ports_distinct": ports_distinct,
         "internal_share": per_group(rows.internal) / total,
@@ -169,8 +215,7 @@ def aggregate(
         "dns_name_length_mean": name_lengths / np.maximum(queries, 1),
         "mqtt_publishes": per_group(flagged(IS_PUBLISH)),
         "mqtt_subscribes": per_group(flagged(IS_SUBSCRIBE)),
-        "connects_failed": _failed_connects(packets, window, rows, count, early_answers)
-        + per_group(~rows.outgoing & flagged(IS_UNREACHABLE)),
+        "connects_failed": _failed_connects(context, rows, count) + per_group(~rows.outgoing & flagged(IS_UNREACHABLE)),
         "retransmissions": _repeated_segments(packets, rows, count),
         "service_port_entropy_bits": port_entropy,
     }
@@ -199,6 +244,11 @@ def answer_keys(packets: OpenPackets, window: NDArray[np.int64], *, before: bool
     return _combined(packets.flow[chosen], window[chosen] - int(before))
 
 
+def _counts(group: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """How often each of ``count`` groups occurs."""
+    return np.bincount(group, minlength=count).astype(np.float64)
+
+
 def _sums(group: NDArray[np.int64], weights: NDArray[Any], count: int) -> NDArray[np.float64]:
     """Sum of the weights of each group; exact, because the weights are integers and the sums below 2⁵³."""
     return np.asarray(np.bincount(group, weights=weights, minlength=count), dtype=np.float64)
@@ -209,16 +259,15 @@ def _combined(key: NDArray[np.uint64], number: NDArray[np.int64]) -> NDArray[np.
     return mix(key ^ mix(number.astype(np.uint64)))
 
 
-def _expand(packets: OpenPackets, window: NDArray[np.int64]) -> tuple[_Rows, NDArray[np.int64], NDArray[np.uint64]]:
-    senders = np.flatnonzero((packets.flags & SOURCE_LOCAL) != 0)
-    # A packet of an address to itself (a gratuitous ARP) is one that it sent.
-    receivers = np.flatnonzero(((packets.flags & TARGET_LOCAL) != 0) & (packets.source != packets.target))
+def _expand(
+    packets: OpenPackets, window: NDArray[np.int64], senders: NDArray[np.intp], receivers: NDArray[np.intp]
+) -> tuple[_Rows, NDArray[np.int64], NDArray[np.uint64]]:
     packet = np.concatenate([senders, receivers])
     outgoing = np.zeros(len(packet), dtype=np.bool_)
     outgoing[: len(senders)] = True
     entity = np.concatenate([packets.source[senders], packets.target[receivers]])
     entities = np.unique(entity)
-    windows = np.unique(window)
+    windows = np.unique(window[packet])
     code = np.searchsorted(windows, window[packet]) * len(entities) + np.searchsorted(entities, entity)
     present, group = _dense(code, len(windows) * len(entities))
     flags = packets.flags[packet]
@@ -258,7 +307,7 @@ def _flow_pairs(packets: OpenPackets, rows: _Rows) -> _Pairs:
 
 def _distinct(group: NDArray[np.int64], key: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
     order, starts = _runs(_combined(key, group))
-    return np.bincount(group[order[starts]], minlength=count).astype(np.float64)
+    return _counts(group[order[starts]], count)
 
 
 def _std(square_sum: NDArray[np.float64], mean: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -301,45 +350,36 @@ def _service_ports(
     order, starts = _runs(code.view(np.uint64))
     of = code[order[starts]] >> 16
     times = np.add.reduceat(n[order], starts).astype(np.float64)
-    distinct = np.bincount(of, minlength=count).astype(np.float64)
+    distinct = _counts(of, count)
     total = np.maximum(_sums(of, times, count), 1.0)
     entropy = np.log2(total) - _sums(of, times * np.log2(times), count) / total
     # Rounding must not leave a trace where a single port gives exactly 0.
     return distinct, np.where(distinct > 1, np.maximum(entropy, 0.0), 0.0)
 
 
-def _new_flows(
-    packets: OpenPackets,
-    window: NDArray[np.int64],
-    rows: _Rows,
-    pairs: _Pairs,
-    count: int,
-    flows: FlowTable,
-) -> NDArray[np.float64]:
-    is_flow = (rows.flags[pairs.row] & IS_FLOW) != 0
-    packet = rows.packet[pairs.row[is_flow]]
-    flow, seen = packets.flow[packet], window[packet]
-    _, index, inverse = np.unique(_combined(flow, seen), return_index=True, return_inverse=True)
-    new = flows.mark(flow[index], seen[index])
-    return np.bincount(pairs.group[is_flow][new[inverse]], minlength=count).astype(np.float64)
+def _in_new_flow(packets: OpenPackets, window: NDArray[np.int64], flows: FlowTable) -> NDArray[np.bool_]:
+    """Whether each packet belongs to a flow that is new in its window."""
+    chosen = np.flatnonzero((packets.flags & IS_FLOW) != 0)
+    order, starts = _runs(_combined(packets.flow[chosen], window[chosen]))
+    one_of_each = chosen[order[starts]]
+    new = flows.mark(packets.flow[one_of_each], window[one_of_each])
+    in_new = np.zeros(len(packets), dtype=np.bool_)
+    in_new[chosen[order]] = np.repeat(new, np.diff(np.append(starts, len(order))))
+    return in_new
 
 
-def _failed_connects(
-    packets: OpenPackets, window: NDArray[np.int64], rows: _Rows, count: int, early_answers: NDArray[np.uint64]
-) -> NDArray[np.float64]:
+def _failed_connects(context: _Context, rows: _Rows, count: int) -> NDArray[np.float64]:
+    flow = context.packets.flow
     tried = np.flatnonzero(rows.outgoing & ((rows.flags & IS_SYN) != 0))
-    if not len(tried):
-        return np.zeros(count)
-    order, starts = _runs(_combined(packets.flow[rows.packet[tried]], rows.group[tried]))
+    order, starts = _runs(_combined(flow[rows.packet[tried]], rows.group[tried]))
     tried = tried[order[starts]]
     packet = rows.packet[tried]
-    answers = [answer_keys(packets, window, before=False), answer_keys(packets, window, before=True), early_answers]
-    answered = np.isin(_combined(packets.flow[packet], window[packet]), np.concatenate(answers))
-    return np.bincount(rows.group[tried][~answered], minlength=count).astype(np.float64)
+    answered = np.isin(_combined(flow[packet], context.window[packet]), context.answered)
+    return _counts(rows.group[tried][~answered], count)
 
 
 def _repeated_segments(packets: OpenPackets, rows: _Rows, count: int) -> NDArray[np.float64]:
     segments = np.flatnonzero((rows.flags & IS_SEGMENT) != 0)
     group = rows.group[segments]
     distinct = _distinct(group, packets.segment[rows.packet[segments]], count)
-    return np.asarray(np.bincount(group, minlength=count) - distinct)
+    return _counts(group, count) - distinct

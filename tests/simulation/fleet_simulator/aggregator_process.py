@@ -19,8 +19,8 @@ from vedette_schemas.errors import PeerError
 from vedette_schemas.round import Plan
 from vedette_schemas.topics import Role
 
-from .process import Process
 from .problem import OPTIMISER, TASK
+from .process import Process
 from .site import AGGREGATOR
 
 BUILD_S: Final = 3.0
@@ -114,9 +114,7 @@ class AggregatorProcess(Process):
         newest = self.disk.data.get("registry/newest")
         if newest is None:
             first = self.first_model
-            newest = msgpack.packb(
-                {"version": first.version, "weights": first.weights.tobytes(), "plan": first.plan}
-            )
+            newest = msgpack.packb({"version": first.version, "weights": first.weights.tobytes(), "plan": first.plan})
         self.send(Publish(self.topics.rollout(TASK), newest, retain=True))
 
 

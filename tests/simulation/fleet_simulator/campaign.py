@@ -12,7 +12,7 @@ from random import Random
 from typing import Final
 
 from .faults import Faults, inflict
-from .observer import Violation
+from .observer import ViolationError
 from .simulation import Fleet
 
 COMMAND: Final = "python -m tests.simulation --seed"
@@ -52,7 +52,7 @@ def run(seed: int, fleet: Fleet | None = None) -> Run:
         fleet: `fleet_of` the same seed, for a caller that wants its transcript.
 
     Raises:
-        Violation, AssertionError: something did not hold.
+        ViolationError, AssertionError: something did not hold.
     """
     random = Random(f"faults {seed}")
     fleet = fleet or fleet_of(seed)
@@ -66,7 +66,7 @@ def run(seed: int, fleet: Fleet | None = None) -> Run:
         lambda: fleet.released > released and len(fleet.observer.ended) >= before + ROUNDS_AFTER,
     )
     if fleet.released <= released or len(fleet.observer.ended) < before + ROUNDS_AFTER:
-        raise Violation(
+        raise ViolationError(
             f"found {len(fleet.observer.ended) - before} rounds ended and {fleet.released - released} released within "
             f"{RECOVERY_S:.0f} s after the last fault, expected {ROUNDS_AFTER} and 1"
         )
@@ -102,9 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failed.append(seed)
             print(f"seed {seed}: {type(fault).__name__}: {fault}\n    repeat with: {COMMAND} {seed}", flush=True)
         else:
-            totals.update(
-                runs=1, rounds=done.ended, released=done.released, crashes=done.crashes, steps=done.steps
-            )
+            totals.update(runs=1, rounds=done.ended, released=done.released, crashes=done.crashes, steps=done.steps)
             totals.update({f"refused for {reason}": count for reason, count in done.refused.items()})
     took = time.monotonic() - began
     print(", ".join(f"{count} {name}" for name, count in totals.items()) + f", {took:.0f} s, {len(failed)} failed")

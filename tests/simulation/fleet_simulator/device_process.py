@@ -65,9 +65,7 @@ class DeviceProcess(Process):
             self.disk.below(f"participant/{TASK}/"),
             topics=self.topics,
             task=TASK,
-            identity=DeviceIdentity(
-                self.name, me.certificate, self.site.intermediate, me.signer, self.feature_schema
-            ),
+            identity=DeviceIdentity(self.name, me.certificate, self.site.intermediate, me.signer, self.feature_schema),
             new_key=self._new_key,
         )
         self.carry_out(effects)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-class PowerLost(BaseException):  # noqa: N818 - not an error of the code under test, and nothing there may catch it
+class PowerLost(BaseException):
     """The process is gone, in the middle of what it did."""
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
+from .device_process import TRAINING_S
 from .network import Weather
 from .process import Process
 from .simulation import Fleet
@@ -79,9 +80,7 @@ def inflict(fleet: Fleet, faults: Faults, random: Random) -> float:
     at = fleet.scheduler.after
     set_weather(
         fleet,
-        Weather(
-            faults.loss, faults.duplicate, 0.05, faults.jitter_s, corrupt=faults.corrupt, replay=faults.replay
-        ),
+        Weather(faults.loss, faults.duplicate, 0.05, faults.jitter_s, corrupt=faults.corrupt, replay=faults.replay),
     )
 
     def moment() -> float:
@@ -106,10 +105,10 @@ def inflict(fleet: Fleet, faults: Faults, random: Random) -> float:
         process, jump = random.choice(fleet.processes), random.uniform(-CLOCK_JUMP_S, CLOCK_JUMP_S)
         at(moment(), lambda process=process, jump=jump: _jump(process, jump))
     for _ in range(faults.slow):
-        gateway, usual = random.choice(list(fleet.gateways.values())), 10.0
+        gateway = random.choice(list(fleet.gateways.values()))
         begin = moment()
         at(begin, lambda gateway=gateway: setattr(gateway, "training_s", random.uniform(100.0, 900.0)))
-        at(begin + 400.0, lambda gateway=gateway: setattr(gateway, "training_s", usual))
+        at(begin + 400.0, lambda gateway=gateway: setattr(gateway, "training_s", TRAINING_S))
     fleet.policy.refused_rounds.update(random.sample(range(1, 8), faults.refusals))
     at(FAULTY_S, lambda: calm(fleet))
     return FAULTY_S
@@ -125,7 +124,7 @@ def calm(fleet: Fleet) -> None:
         process.restart_s = 5.0
         process.link._cut_until = 0.0
     for gateway in fleet.gateways.values():
-        gateway.training_s = 10.0
+        gateway.training_s = TRAINING_S
 
 
 def set_weather(fleet: Fleet, weather: Weather) -> None:

@@ -137,9 +137,7 @@ class Broker:
         """Bring a packet over, if its connection lives that long."""
         if self.random.random() < self.weather.loss:
             if reliable:
-                self.scheduler.after(
-                    RETRY_S, lambda: self.carry(alive, deliver, reliable=True) if alive() else None
-                )
+                self.scheduler.after(RETRY_S, lambda: self.carry(alive, deliver, reliable=True) if alive() else None)
             return
         for _ in range(2 if self.random.random() < self.weather.duplicate else 1):
             jitter = self.random.expovariate(1 / self.weather.jitter_s) if self.weather.jitter_s else 0.0

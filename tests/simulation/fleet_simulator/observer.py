@@ -30,7 +30,7 @@ _RANK = {Phase.CHECKIN: 0, Phase.COLLECT: 1, Phase.DONE: 2, Phase.FAILED: 2}
 Place = tuple[int, int]
 
 
-class Violation(AssertionError):
+class ViolationError(AssertionError):
     """Something that must always hold did not."""
 
 
@@ -111,7 +111,7 @@ class Observer:
             self._looked_at[device] = disk.writes
             stored = [key for key, value in disk.data.items() for pair in pairs if pair.private in value]
             if stored not in ([], ["participant/network/state"]):
-                raise Violation(f"{device}: private keys at {stored}, expected one at most, in its record")
+                raise ViolationError(f"{device}: private keys at {stored}, expected one at most, in its record")
 
     # -- the aggregator -----------------------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ class Observer:
         place = (made.round, made.attempt)
         first = self._candidates.setdefault(made.round, made.digest())
         if first != made.digest():
-            raise Violation(f"round {made.round}: another candidate than before the crash")
+            raise ViolationError(f"round {made.round}: another candidate than before the crash")
         stored = {key.rsplit("/", 1)[1]: value for key, value in disk.below("round/network/upload/").items()}
         uploads = {device: codec.unpack(Upload, _body(sealed)) for device, sealed in stored.items()}
         uploads = {device: body for device, body in uploads.items() if (body.round, body.attempt) == place}
@@ -135,12 +135,14 @@ class Observer:
         }
         expected = tuple(sorted(surviving & uploads.keys()))
         if made.contributors != expected:
-            raise Violation(f"round {made.round}: contributors {made.contributors}, expected {expected}")
+            raise ViolationError(f"round {made.round}: contributors {made.contributors}, expected {expected}")
         lost = (self.accepted.get(place, {}).keys() & surviving) - set(made.contributors)
         if lost:
-            raise Violation(f"round {made.round}: accepted, but not in the aggregate: {sorted(lost)}")
+            raise ViolationError(f"round {made.round}: accepted, but not in the aggregate: {sorted(lost)}")
         if len(made.contributors) < plan.groups.quorum:
-            raise Violation(f"round {made.round}: {len(made.contributors)} contributors, quorum {plan.groups.quorum}")
+            raise ViolationError(
+                f"round {made.round}: {len(made.contributors)} contributors, quorum {plan.groups.quorum}"
+            )
         counted = [uploads[device] for device in made.contributors]
         roster = next(iter(rosters))
         update = made.weights - model.weights
@@ -151,7 +153,7 @@ class Observer:
     def released(self, event: Released) -> None:
         """A candidate is released; after a crash, the same once more."""
         if event.version not in (self._versions[-1], self._versions[-1] + 1):
-            raise Violation(f"release {event.version} after {self._versions[-1]}")
+            raise ViolationError(f"release {event.version} after {self._versions[-1]}")
         if event.version != self._versions[-1]:
             self._versions.append(event.version)
 
@@ -177,12 +179,12 @@ class Observer:
         body = codec.unpack(Upload, _body(payload))
         place = (body.round, body.attempt)
         if self._uploads.setdefault((device, place), payload) != payload:
-            raise Violation(f"{device}: two different uploads for round {body.round}.{body.attempt}")
+            raise ViolationError(f"{device}: two different uploads for round {body.round}.{body.attempt}")
 
     def _check_round(self, body: RoundOpen) -> None:
         place = (body.round, body.attempt, _RANK[body.phase])
         if place < self._place:
-            raise Violation(f"round state {place} after {self._place}")
+            raise ViolationError(f"round state {place} after {self._place}")
         if body.phase in (Phase.DONE, Phase.FAILED) and place > self._place:
             self.ended.append((body.round, body.phase))
         self._place = place
@@ -191,10 +193,12 @@ class Observer:
         place = (body.round, body.attempt)
         known = self._rosters.setdefault(place, {}).setdefault(body.gid, body)
         if known != body:
-            raise Violation(f"two rosters for group {body.gid} of round {body.round}.{body.attempt}")
+            raise ViolationError(f"two rosters for group {body.gid} of round {body.round}.{body.attempt}")
         for member in body.members:
             if self._key_places.setdefault(member.epk, place) != place:
-                raise Violation(f"{member.device}: its key is in rosters of {self._key_places[member.epk]} and {place}")
+                raise ViolationError(
+                    f"{member.device}: its key is in rosters of {self._key_places[member.epk]} and {place}"
+                )
 
     def _check_receipt(self, receipt: Receipt) -> None:
         disk = self.processes["aggregator"].disk.data
@@ -203,7 +207,7 @@ class Observer:
                 continue
             if item.id.startswith("ci-"):
                 if item.id.encode() not in disk.get(f"round/network/device/{receipt.device}", b""):
-                    raise Violation(f"{item.id}: accepted before it was written down")
+                    raise ViolationError(f"{item.id}: accepted before it was written down")
             else:
                 self._check_accepted(receipt.device, item.id, disk)
 
@@ -214,11 +218,11 @@ class Observer:
         settled = msgpack.unpackb(disk.get(f"round/network/device/{device}", msgpack.packb({}))).get("accepted")
         written = message_id.encode() in sealed or settled == [number, attempt]
         if not written:
-            raise Violation(f"{message_id}: accepted before it was written down")
+            raise ViolationError(f"{message_id}: accepted before it was written down")
         if message_id.encode() in sealed:
             digest = hashlib.sha256(sealed).digest()
             if self.accepted.setdefault(place, {}).setdefault(device, digest) != digest:
-                raise Violation(f"{message_id}: two contributions accepted")
+                raise ViolationError(f"{message_id}: two contributions accepted")
 
 
 def _body(payload: bytes) -> bytes:

@@ -13,7 +13,7 @@ from vedette_schemas.round import Plan, Roster, Upload, hash_parts
 BLOCK = 1024
 
 
-class WrongAggregate(AssertionError):
+class WrongAggregateError(AssertionError):
     """The aggregate is not the mean of what was accepted."""
 
 
@@ -21,7 +21,7 @@ def check_mean(update: np.ndarray, uploads: Sequence[Upload], plan: Plan, roster
     """The update must be the weighted mean of the uploads' decoded deltas.
 
     Raises:
-        WrongAggregate: it is not.
+        WrongAggregateError: it is not.
     """
     weights = np.array([u.weight for u in uploads], float)
     decoded = np.stack([_back(plan.dimension, _seed(roster)) @ _rotated(u.levels, plan) for u in uploads])
@@ -29,7 +29,9 @@ def check_mean(update: np.ndarray, uploads: Sequence[Upload], plan: Plan, roster
     worst = float(np.abs(expected - update).max())
     # float32 weights of magnitude about 1: the difference of two of them is good to some 1e-7.
     if worst > 1e-5:
-        raise WrongAggregate(f"round {roster.round}: off by {worst:.2e}, expected the mean of {len(uploads)} uploads")
+        raise WrongAggregateError(
+            f"round {roster.round}: off by {worst:.2e}, expected the mean of {len(uploads)} uploads"
+        )
 
 
 def check_against_plaintext(
@@ -38,7 +40,7 @@ def check_against_plaintext(
     """The update must be the weighted mean of the true, clipped deltas, but for rounding.
 
     Raises:
-        WrongAggregate: it is farther off than rounding every coordinate the wrong way could explain.
+        WrongAggregateError: it is farther off than rounding every coordinate the wrong way could explain.
     """
     clip = plan.update.clip_norm
     clipped = [d.astype(float) * min(1.0, clip / max(float(np.linalg.norm(d)), 1e-12)) for d in deltas]
@@ -47,7 +49,7 @@ def check_against_plaintext(
     worst = step * np.sqrt(BLOCK) + 1e-5
     found = float(np.linalg.norm(update - expected))
     if found > worst:
-        raise WrongAggregate(f"off the plain mean by {found:.4f}, expected at most {worst:.4f}")
+        raise WrongAggregateError(f"off the plain mean by {found:.4f}, expected at most {worst:.4f}")
 
 
 def _rotated(levels: bytes, plan: Plan) -> np.ndarray:

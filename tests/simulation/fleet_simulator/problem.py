@@ -7,10 +7,10 @@ from typing import Final
 
 import numpy as np
 
+from vedette_aggregator.round_settings import RoundSettings
 from vedette_core.learning.encoding import Encoding, encode, update_weight
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.optimiser import FedAvg
-from vedette_aggregator.round_settings import RoundSettings
 from vedette_device.training import Contribution
 from vedette_schemas.round import ActivationRange, Plan
 

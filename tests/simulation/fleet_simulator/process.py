@@ -1,4 +1,4 @@
-"""What aggregator and device have in common: a disk, a link, a clock that may jump, and a life that may end any time."""
+"""What aggregator and device have in common: a disk, a link, a clock that jumps, and a life that may end any time."""
 
 from __future__ import annotations
 

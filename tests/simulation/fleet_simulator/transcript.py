@@ -107,7 +107,9 @@ def _round(body: RoundOpen) -> str:
 
 
 def _receipt(body: Receipt) -> str:
-    items = [f"{item.outcome} {item.id.split('-')[0]}" + (f" ({item.reason})" if item.reason else "") for item in body.items]
+    items = [
+        f"{item.outcome} {item.id.split('-')[0]}" + (f" ({item.reason})" if item.reason else "") for item in body.items
+    ]
     return "receipt: " + ", ".join(items)
 
 

@@ -1,0 +1,204 @@
+"""The aggregator's intake: what comes out can be believed; everything else is a `PeerError` with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from participant_parts import Gateway
+from round_parts import AGGREGATOR, NOW, SITE, TASK, TOPICS, Stage, checkin, rosters, sealed, upload
+
+from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, TelemetryReceived
+from vedette_aggregator.round_events import CheckInReceived, UploadReceived
+from vedette_core.crypto.signing import KeyRing
+from vedette_core.machine import Publish
+from vedette_schemas import codec
+from vedette_schemas.envelope import seal
+from vedette_schemas.errors import PeerError
+from vedette_schemas.round import CHECKIN_TYPE, UPLOAD_TYPE, CheckIn, Upload
+from vedette_schemas.telemetry import DeviceState, Telemetry
+from vedette_schemas.topics import FlStep
+
+CHECKIN_TOPIC = TOPICS.fl("gw-00", TASK, FlStep.CHECKIN)
+UPLOAD_TOPIC = TOPICS.fl("gw-00", TASK, FlStep.UPLOAD)
+
+
+def intake(ring: KeyRing | None = None) -> Intake:
+    return Intake(TOPICS, ring or SITE.ring(), [TASK])
+
+
+def knowing_gw00() -> Intake:
+    found = intake()
+    found.take(CHECKIN_TOPIC, sealed_checkin(checkin("gw-00")), NOW)
+    return found
+
+
+def sealed_checkin(
+    body: CheckIn, signer: str | None = None, sender: str | None = None, kind: str = CHECKIN_TYPE
+) -> bytes:
+    return seal(body, kind, sender or body.device, SITE.node(signer or body.device).signer)
+
+
+def an_upload(device: str = "gw-00", **changes: Any) -> Upload:
+    stage = Stage()
+    stage.to_collect()
+    return upload(rosters(stage.effects)[0], device, **changes)
+
+
+def refused(topic: str, payload: bytes, found: Intake | None = None, now: float = NOW) -> str:
+    """The reason of the refusal."""
+    with pytest.raises(PeerError) as caught:
+        (found or intake()).take(topic, payload, now)
+    return caught.value.reason
+
+
+def test_a_checkin_is_believed_by_its_own_certificate() -> None:
+    body = checkin("gw-00")
+    assert intake().take(CHECKIN_TOPIC, sealed_checkin(body), NOW) == CheckInReceived(body)
+
+
+def test_what_a_device_really_sends_is_believed() -> None:
+    gateway = Gateway()
+    gateway.to_uploaded()
+    found = intake()
+    sent = [e for e in gateway.effects if isinstance(e, Publish)]
+    events = [found.take(e.topic, e.payload, NOW) for e in sent]
+    assert [type(e) for e in events] == [CheckInReceived, UploadReceived]
+
+
+def test_an_upload_is_believed_of_a_device_that_checked_in() -> None:
+    body = an_upload()
+    event = knowing_gw00().take(UPLOAD_TOPIC, sealed(body), NOW)
+    assert event == UploadReceived(body, sealed(body))
+    assert refused(UPLOAD_TOPIC, sealed(body)) == "unknown-sender"
+
+
+def test_after_a_restart_devices_are_remembered_by_their_certificates() -> None:
+    found = intake()
+    node = SITE.node("gw-00")
+    certificates = [("gw-00", node.certificate, SITE.intermediate), ("gw-01", node.certificate, SITE.intermediate)]
+    assert found.remember(certificates, NOW) == ("gw-01",)
+    found.take(UPLOAD_TOPIC, sealed(an_upload()), NOW)
+    assert intake().remember(certificates[:1], NOW + 30 * 86_400) == ("gw-00",), "its certificate has ended"
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "reason"),
+    [
+        (TOPICS.fl("gw-01", TASK, FlStep.CHECKIN), sealed_checkin(checkin("gw-00")), "sender"),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00"), signer="gw-01"), "signature"),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00"), sender="gw-01"), "sender"),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00"), kind=UPLOAD_TYPE), "type"),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-01"), signer="gw-00", sender="gw-00"), "sender"),
+        (
+            CHECKIN_TOPIC,
+            sealed_checkin(checkin("gw-00").model_copy(update={"device": "gw-01"}), signer="gw-00", sender="gw-00"),
+            "device",
+        ),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", task="sensor")), "task"),
+        (TOPICS.fl("gw-00", "sensor", FlStep.CHECKIN), sealed_checkin(checkin("gw-00", task="sensor")), "task"),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", certificate=b"no certificate")), "certificate"),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", certificate=SITE.node("gw-01").certificate)), "sender"),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", certificate=SITE.node(AGGREGATOR).certificate)), "sender"),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00")) + b"\x00", "encoding"),
+        (CHECKIN_TOPIC, b"", "encoding"),
+        (UPLOAD_TOPIC, sealed_checkin(checkin("gw-00")), "type"),
+        (TOPICS.fl("gw-00", TASK, FlStep.VOTE), b"", "topic"),
+        (TOPICS.fl("gw-00", TASK, FlStep.SHARES), b"", "topic"),
+        (TOPICS.round(TASK), b"", "topic"),
+        (TOPICS.receipt("gw-00"), b"", "topic"),
+        ("vedette/1/plant-2/device/gw-00/up/alert", b"", "topic"),
+        ("other/topic", b"", "topic"),
+        (TOPICS.alert("gw-00"), b"not json", "encoding"),
+        (TOPICS.state("gw-00"), b"{}", "schema"),
+        (TOPICS.telemetry("gw-00"), b"\xc0", "schema"),
+    ],
+)
+def test_what_cannot_be_believed_is_refused(topic: str, payload: bytes, reason: str) -> None:
+    assert refused(topic, payload) == reason
+
+
+def test_an_expired_certificate_is_refused() -> None:
+    assert refused(CHECKIN_TOPIC, sealed_checkin(checkin("gw-00")), now=NOW + 30 * 86_400) == "expired"
+
+
+@pytest.mark.parametrize(
+    ("topic", "body", "reason"),
+    [
+        (TOPICS.fl("gw-01", TASK, FlStep.UPLOAD), sealed(an_upload()), "sender"),
+        (UPLOAD_TOPIC, seal(an_upload(), UPLOAD_TYPE, "gw-00", SITE.node("gw-01").signer), "signature"),
+        (UPLOAD_TOPIC, seal(an_upload("gw-01"), UPLOAD_TYPE, "gw-00", SITE.node("gw-00").signer), "device"),
+        (UPLOAD_TOPIC, sealed(an_upload(task="sensor")), "task"),
+    ],
+)
+def test_an_upload_of_somebody_else_is_refused(topic: str, body: bytes, reason: str) -> None:
+    assert refused(topic, body, knowing_gw00()) == reason
+
+
+def test_every_byte_of_a_certificate_may_be_wrong() -> None:
+    original = SITE.node("gw-00").certificate
+    found = intake()
+    for place in range(0, len(original), 3):
+        broken = original[:place] + bytes([original[place] ^ 0x10]) + original[place + 1 :]
+        with pytest.raises(PeerError):
+            found.take(CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", certificate=broken)), NOW)
+
+
+def test_state_and_reports_are_of_the_device_whose_topic_they_come_on() -> None:
+    state = DeviceState(
+        device="gw-00", status="online", session="0" * 16, seq=1, time="2030-03-17T17:46:40Z", software="0.1.0"
+    )
+    report = Telemetry(
+        device="gw-00",
+        session="0" * 16,
+        seq=1,
+        time_s=NOW,
+        uptime_s=1.0,
+        rss_bytes=1,
+        cpu_s=0.1,
+        spool_messages=0,
+        spool_bytes=0,
+        spool_dropped=0,
+        bytes_up=0,
+        detectors=(),
+    )
+    assert intake().take(TOPICS.state("gw-00"), codec.pack_json(state), NOW) == StateReceived(state)
+    assert intake().take(TOPICS.telemetry("gw-00"), codec.pack(report), NOW) == TelemetryReceived(report)
+    assert refused(TOPICS.state("gw-01"), codec.pack_json(state)) == "device"
+    assert refused(TOPICS.telemetry("gw-01"), codec.pack(report)) == "device"
+
+
+def test_alerts_are_of_the_device_and_site_whose_topic_they_come_on() -> None:
+    body = _alert()
+    assert isinstance(intake().take(TOPICS.alert("gw-00"), body, NOW), AlertReceived)
+    assert refused(TOPICS.alert("gw-01"), body) == "device"
+    assert refused(TOPICS.alert("gw-00"), body.replace(b'"site":"plant-1"', b'"site":"plant-2"')) == "site"
+
+
+def _alert() -> bytes:
+    time = "2030-03-17T17:46:40Z"
+    return codec.canonical_json(
+        {
+            "v": 1,
+            "id": "a-1",
+            "seq": 0,
+            "time": time,
+            "site": "plant-1",
+            "device": "gw-00",
+            "entity": "10.0.0.7",
+            "detector": "network",
+            "kind": "magnitude",
+            "severity": "high",
+            "confidence": 0.9,
+            "score": 9.0,
+            "p_value": 1e-6,
+            "threshold": 3.0,
+            "window_start": time,
+            "window_end": time,
+            "features": [],
+            "model": {"task": "network", "version": 1, "digest": "0" * 16},
+            "state": "open",
+            "count": 1,
+            "summary": "a port scan",
+        }
+    )
