@@ -29,7 +29,9 @@ class Fleet:
         before = self.states.get(state.device)
         if before is None and len(self.states) >= DEVICES_MAX:
             return
-        if before is not None and before.session == state.session and state.seq < before.seq:
+        same = before is not None and before.session == state.session
+        # A will was written when the session began, and has its first number.
+        if same and before is not None and state.seq < before.seq and state.status != "lost":
             return
         self.states[state.device] = state
         self._metrics.forget("devices")

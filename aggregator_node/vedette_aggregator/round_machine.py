@@ -179,7 +179,11 @@ class RoundMachine:
         return tuple((c.device, c.certificate, c.intermediate) for c in checkins)
 
     def next_deadline(self) -> float | None:
-        """When a `Tick` is due, epoch seconds; None if only a message or the shell's answer moves the round."""
+        """When a `Tick` is due, epoch seconds; None if only a message or the shell's answer moves the round.
+
+        A `Tick` is due every minute all the same: a clock that is set back moves the deadline away, and only an event
+        brings it near again.
+        """
         waits = self.state is RoundState.CHECKIN and self._book.record.deadline is None
         return (self._announce_at or 0.0) if waits else self._book.record.deadline
 
@@ -297,7 +301,9 @@ class RoundMachine:
         surviving = [r for r in self._book.rosters if counts[r.gid] >= limits.survivors_min]
         total = sum(counts[r.gid] for r in surviving)
         if total < limits.quorum:
-            found = f"found {total} uploads in groups of at least {limits.survivors_min}"
+            found = (
+                f"found {len(self._book.contributions)} uploads, {total} in groups of {limits.survivors_min} or more"
+            )
             self._retry(f"{found}, expected a quorum of {limits.quorum}", now, out)
             return
         try:

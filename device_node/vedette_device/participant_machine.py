@@ -148,7 +148,7 @@ class ParticipantMachine:
         return ParticipantState.CHECKED_IN if self._record.used < key.earliest else ParticipantState.UPLOADED
 
     def next_deadline(self) -> float | None:
-        """When a `Tick` is due, epoch seconds."""
+        """When a `Tick` is due, epoch seconds; one is due every minute all the same, for a clock that is set back."""
         return self._retry_at
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -220,6 +220,9 @@ class ParticipantMachine:
         key = self._record.key
         if key is not None and self._is_spent(key, here, phase):
             self._drop_key()
+        elif key is not None and over and key.earliest > here:
+            # It was made for the next attempt, and there is none: the next round is the first that can have it.
+            self._put(replace(self._record, key=replace(key, earliest=self._first_after(here, phase))))
         if self._record.key is None:
             self._check_in(self._first_after(here, phase), now, out)
         key = self._record.key

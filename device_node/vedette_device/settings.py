@@ -60,11 +60,12 @@ class AlertSection(Section):
     Attributes:
         magnitude_p: a window with a smaller p-value fires at once.
         magnitude_factor: so does one whose score is this many times the largest that was benign.
-        sustained_p: the moving average of z counts above Φ⁻¹(1 − this).
+        sustained_p: the moving average of z is high above Φ⁻¹(1 − this) …
+        sustained_margin: … and above the largest of the calibration stretch, plus this.
         sustained_windows: m of the rule «m of n windows».
         sustained_span: n of the rule «m of n windows».
         half_life_windows: half-life of the moving average, windows.
-        clear_p: an alert stays open while the average is above Φ⁻¹(1 − this).
+        clear_p: hysteresis: how far the average must fall before an alert clears.
         clear_windows: calm windows in a row that close an alert.
         cooldown_windows: windows after the close in which the same alert goes on instead of a new one.
         per_hour_max: most alerts that are opened an hour.
@@ -73,9 +74,10 @@ class AlertSection(Section):
     magnitude_p: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     magnitude_factor: Annotated[float, Field(gt=1, le=1000)] = 2.0
     sustained_p: Annotated[float, Field(gt=0, lt=1)] = 1e-2
+    sustained_margin: Annotated[float, Field(ge=0, le=10)] = 0.5
     sustained_windows: Annotated[int, Field(ge=1, le=100)] = 3
     sustained_span: Annotated[int, Field(ge=1, le=100)] = 5
-    half_life_windows: Annotated[float, Field(gt=0, le=1000)] = 4.0
+    half_life_windows: Annotated[float, Field(gt=0, le=1000)] = 2.0
     clear_p: Annotated[float, Field(gt=0, lt=1)] = 0.1
     clear_windows: Annotated[int, Field(ge=1, le=10_000)] = 6
     cooldown_windows: Annotated[int, Field(ge=0, le=10_000)] = 12

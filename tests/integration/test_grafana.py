@@ -92,7 +92,10 @@ def test_every_rule_is_evaluated_without_an_error(prometheus: PrometheusServer) 
     assert len(rules()) >= 10
     assert {rule["name"]: rule.get("lastError") for rule in rules() if rule["health"] != "ok"} == {}
     # Lost devices are as many as all others together: a rule that looks at them has something to say.
-    assert any(s["value"][1] != "0" for s in prometheus.series("vedette:devices_lost:ratio"))
+    prometheus.wait_for(
+        lambda: any(s["value"][1] != "0" for s in prometheus.series("vedette:devices_lost:ratio")),
+        lambda: "a ratio of lost devices above 0",
+    )
 
 
 @pytest.mark.parametrize(

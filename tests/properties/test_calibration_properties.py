@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vedette_core.learning.calibration import RollingCalibration, calibrate
+from vedette_core.learning.calibration import RollingCalibration, calibrate, fit_tail
 
 FINITE = st.floats(-1e6, 1e6, allow_subnormal=False)
 SCORES = st.lists(FINITE, min_size=20, max_size=300)
@@ -60,3 +60,4 @@ def test_rolling_calibration_stays_in_order_and_keeps_its_size(
             kept[place] = score
 
     assert np.array_equal(rolling.current.ordered, np.sort(kept))
+    assert rolling.current.tail == fit_tail(np.sort(kept))

@@ -64,18 +64,28 @@ def test_the_observer_sees_a_second_upload(monkeypatch: pytest.MonkeyPatch) -> N
     from vedette_device import participant_machine
 
     monkeypatch.setattr(participant_machine, "upload_key", lambda task: f"forgotten/{task}")
+    monkeypatch.setattr(participant_machine.ParticipantMachine, "_put", _never_used(participant_machine))
+    fleet = fleet_of(3)
+    for gateway in fleet.gateways.values():
+        gateway.training_s = 10.0 if gateway.name == "gw-00" else 250.0
+    fleet.start()
+    fleet.scheduler.after(90.0, fleet.gateways["gw-00"].crash)
     with pytest.raises(ViolationError, match="two different uploads"):
-        for seed in range(100):
-            run(seed)
+        fleet.run(300.0)
 
 
 def test_the_observer_sees_a_key_that_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     from vedette_aggregator.round_book import RoundBook
 
     monkeypatch.setattr(RoundBook, "mark_used", lambda self, out: None)
+    fleet = fleet_of(3)
+    for gateway in list(fleet.gateways.values())[1:]:
+        gateway.training_s = 1e6
+    fleet.gateways["gw-00"].link.cut(1e6)
+    fleet.broker.weather.loss = 0.5
+    fleet.start()
     with pytest.raises(ViolationError, match="its key is in rosters of"):
-        for seed in range(20):
-            run(seed)
+        fleet.run(5_000.0)
 
 
 def test_the_power_goes_in_the_middle_of_a_transition() -> None:
@@ -84,8 +94,8 @@ def test_the_power_goes_in_the_middle_of_a_transition() -> None:
     fleet.start()
     fleet.run(100.0)
     assert fleet.aggregator.crashes == 1
+    fleet.aggregator.disk.writes = 1
     with pytest.raises(PowerLost):
-        fleet.aggregator.disk.writes = 1
         fleet.aggregator.disk.put("x", b"")
 
 
@@ -99,3 +109,9 @@ def test_the_command_line_says_how_to_repeat_a_failure(
     monkeypatch.setattr(aggregation, "decode_mean", lambda total, weight, e: 1 / 0)
     assert main(["--seeds", "1", "--first", "3"]) == 1
     assert f"repeat with: {COMMAND} 3" in capsys.readouterr().out
+
+
+def _never_used(module):  # type: ignore[no-untyped-def]
+    """A participant that forgets, at a restart, which attempt it has used."""
+    honest = module.ParticipantMachine._put
+    return lambda self, record: honest(self, module.replace(record, used=(0, 0)))

@@ -33,11 +33,21 @@ def test_p_value_is_the_rank_among_benign_scores() -> None:
 
 
 def test_without_a_tail_no_p_value_is_below_one_in_n_plus_one() -> None:
-    calibration = calibrate(np.arange(99.0))
+    calibration = calibrate(np.arange(79.0))  # seven exceedances, too few for a law
 
     assert calibration.tail is None
-    assert calibration.p_values([1e9, math.inf]) == pytest.approx([0.01, 0.01])
-    assert calibration.floor == pytest.approx(0.01)
+    assert calibration.p_values([1e9, math.inf]) == pytest.approx([0.0125, 0.0125])
+    assert calibration.floor == pytest.approx(0.0125)
+
+
+def test_a_tail_of_few_exceedances_is_exponential() -> None:
+    heavy = np.sort((np.random.default_rng(1).random(150) ** -0.45 - 1.0) / 0.45)
+    few, many = fit_tail(heavy), fit_tail(np.sort(np.tile(heavy, 3)))
+
+    assert few is not None
+    assert many is not None
+    assert few.shape == 0.0
+    assert many.shape > 0.0
 
 
 def test_tail_recovers_an_exponential_law() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,40 @@ def test_render_writes_mosquitto_settings(tmp_path: Path) -> None:
     done = vedette("broker", "render", "mosquitto", "-s", "plant", "-b", "/etc/vedette/broker", "-o", str(tmp_path))
     assert done.returncode == ExitCode.OK
     assert "require_certificate true" in (tmp_path / "mosquitto.conf").read_text()
+
+
+def network_config(site: Path, capture: bytes) -> str:
+    (site / "x.pcap").write_bytes(capture)
+    path = site / "config" / "gw-1.toml"
+    path.write_text(
+        path.read_text()
+        + f'\n[network]\nsource = "file"\npath = "{site / "x.pcap"}"\nlocal_networks = ["10.0.0.0/8"]\n'
+    )
+    return str(path)
+
+
+def pcap(link_type: int, frames: int) -> bytes:
+    frame = bytes(60)
+    records = b"".join(struct.pack("<IIII", 1_700_000_000 + i, 0, 60, 60) + frame for i in range(frames))
+    return struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, link_type) + records
+
+
+def test_truncated_capture_is_read_to_its_end_and_told(site: Path) -> None:
+    done = vedette("device", "run", "-c", network_config(site, pcap(1, 5)[:-7]))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "x.pcap" in done.stderr
+    assert "expected" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_capture_of_another_link_type_says_which_are_read(site: Path) -> None:
+    done = vedette("device", "run", "-c", network_config(site, pcap(105, 5)))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "802.11" in done.stderr
+    assert "Ethernet" in done.stderr
+
+
+def test_file_that_is_no_capture(site: Path) -> None:
+    done = vedette("device", "run", "-c", network_config(site, b"this is a text"))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "x.pcap" in done.stderr

@@ -105,8 +105,8 @@ def test_what_benign_windows_reached_raises_the_limit() -> None:
     """A device that does something every hour has high averages every hour, and that is no news."""
     from dataclasses import replace
 
-    hourly = [replace(window(i, HIGH), benign_average=2.9) for i in range(6)]
-    assert feed(machine(), *hourly) == []  # 3.7 (1 − 2⁻³) = 3.25 is below 2.9 + 0.5
+    hourly = [replace(window(i, HIGH), benign_average=2.9) for i in range(7)]
+    assert feed(machine(), *hourly) == []  # 3.7 (1 − 2⁻³·⁵) = 3.37 is below 2.9 + 0.5
     assert states(feed(machine(sustained_margin=0.0), *hourly))[0] == "open"
 
 

@@ -44,6 +44,12 @@ def test_anything_else_is_a_false_alert_and_detects_nothing(sighting: Sighting) 
     assert verdict.false_alerts[sighting.gateway] == 1
 
 
+def test_a_reading_at_the_very_start_of_tampering_belongs_to_it() -> None:
+    tampering = Episode("gw-1", "sensor", "offset", DAY, DAY + 60, "level", "simulated")
+    recordings = Recordings(RECORDINGS.gateways, (tampering,))
+    assert judge(recordings, [seen(DAY - 5, sensor=True)], {}).attacks_detected == 1
+
+
 def test_an_update_detects_but_is_no_further_false_alert() -> None:
     verdict = judge(RECORDINGS, [seen(10.0), seen(15.0, opened=False), seen(DAY + 5, opened=False)], {})
     assert verdict.attacks_detected == 1

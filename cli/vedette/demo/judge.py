@@ -89,10 +89,12 @@ def judge(
 
 
 def _belongs(sighting: Sighting, episode: Episode) -> bool:
+    # A sensor window includes the reading at its end; a network window ends before the packets of the next one.
+    reached = sighting.end_s - episode.start_s
     return (
         sighting.gateway == episode.gateway
         and sighting.source == episode.source
-        and sighting.end_s > episode.start_s
+        and (reached > 0 or (reached == 0 and episode.source == "sensor"))
         and sighting.start_s < episode.end_s + GRACE_S[episode.source]
     )
 

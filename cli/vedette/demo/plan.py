@@ -12,10 +12,10 @@ from typing import Any, Final
 from vedette.demo.recordings import Gateway
 
 SITE: Final = "demo-site"
-NETWORK_TRAINING_WINDOWS: Final = 200
+NETWORK_TRAINING_WINDOWS: Final = 280
 NETWORK_CALIBRATION_WINDOWS: Final = 100
-SENSOR_TRAINING_ROWS: Final = 7_200
-SENSOR_CALIBRATION_ROWS: Final = 3_600
+SENSOR_TRAINING_ROWS: Final = 8_640
+SENSOR_CALIBRATION_ROWS: Final = 4_320
 SENSOR_PERIOD_S: Final = 30.0
 ROUNDS: Final = 3
 """Federated rounds a task; detectors are armed with the last one's release."""

@@ -227,7 +227,8 @@ class RollingCalibration:
     def __init__(self, scores: npt.ArrayLike) -> None:
         self._scores = np.array(scores, np.float64).reshape(-1)
         self._ordered = np.sort(self._scores)
-        self._current: Calibration | None = calibrate(self._scores)
+        self._tail = calibrate(self._scores).tail
+        self._tail_from = self._level()
         rare = int(BRAKE_P * (len(self._scores) + 1))
         by_score = np.argsort(-self._scores, kind="stable")
         # Positions of each kind, oldest first, and where the next of that kind goes.
@@ -237,12 +238,8 @@ class RollingCalibration:
 
     @property
     def current(self) -> Calibration:
-        """The calibration as it stands."""
-        if self._current is None:
-            ordered = self._ordered.copy()
-            ordered.setflags(write=False)
-            self._current = Calibration(ordered, fit_tail(ordered))
-        return self._current
+        """The calibration as it stands; `observe` changes what it refers to."""
+        return Calibration(self._ordered, self._tail)
 
     def observe(self, score: float, p_value: float) -> int | None:
         """Offer a score that was just judged; do not call it while the calibration is frozen.
@@ -264,10 +261,16 @@ class RollingCalibration:
         places = self._places[kind]
         place = int(places[self._next[kind]])
         self._next[kind] = (self._next[kind] + 1) % len(places)
-        self._replace(float(self._scores[place]), score)
+        old = float(self._scores[place])
+        self._replace(old, score)
         self._scores[place] = score
-        self._current = None
+        if max(old, score) >= self._tail_from:  # below, nothing that the tail is fitted to has changed
+            self._tail = fit_tail(self._ordered)
+            self._tail_from = self._level()
         return place
+
+    def _level(self) -> float:
+        return float(self._ordered[-int(len(self._ordered) * TAIL_SHARE) - 1])
 
     def _replace(self, old: float, new: float) -> None:
         """Keep `_ordered` in order: move what lies between the two scores by one place."""

@@ -69,6 +69,7 @@ class AggregatorProcess(Process):
         )
         self.intake = Intake(self.topics, self.site.ring(), [TASK])
         self.intake.remember(self.machine.certificates, self.now())
+        self.observer.restored(self.name, effects)
         self.carry_out(effects)
         self.set_timer()
 

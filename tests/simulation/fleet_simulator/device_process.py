@@ -68,6 +68,7 @@ class DeviceProcess(Process):
             identity=DeviceIdentity(self.name, me.certificate, self.site.intermediate, me.signer, self.feature_schema),
             new_key=self._new_key,
         )
+        self.observer.restored(self.name, effects)
         self.carry_out(effects)
         self.handle(ExamplesAvailable(self.local.examples))
         if "release" in self.disk.data:

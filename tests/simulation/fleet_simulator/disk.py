@@ -19,12 +19,14 @@ class Disk:
     Attributes:
         data: what is on it.
         writes: how many writes there were.
+        on_written: told of every write that has happened.
         power_switch: asked at every write, with its number (from 1) and key, whether the power goes.
     """
 
     def __init__(self) -> None:
         self.data: dict[str, bytes] = {}
         self.writes = 0
+        self.on_written: Callable[[str, bytes | None], None] = lambda _key, _value: None
         self.power_switch: Callable[[int, str], Verdict] = lambda _number, _key: None
 
     def put(self, key: str, value: bytes | None) -> None:
@@ -37,6 +39,7 @@ class Disk:
             self.data.pop(key, None)
         else:
             self.data[key] = value
+        self.on_written(key, value)
         if verdict == "after":
             raise PowerLost(key)
 

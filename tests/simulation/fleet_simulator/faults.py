@@ -56,18 +56,18 @@ class Faults:
             return random.random() * most if random.random() < share else 0.0
 
         return cls(
-            loss=sometimes(0.3),
-            duplicate=sometimes(0.3),
-            jitter_s=sometimes(20.0),
-            corrupt=sometimes(0.1, 0.3),
-            replay=sometimes(0.3, 0.3),
-            power=sometimes(0.08),
-            kills=int(sometimes(10)),
-            cuts=int(sometimes(12)),
-            outages=int(sometimes(4)),
-            jumps=int(sometimes(6, 0.3)),
-            slow=int(sometimes(6)),
-            refusals=int(sometimes(3, 0.3)),
+            loss=sometimes(0.6),
+            duplicate=sometimes(0.4),
+            jitter_s=sometimes(60.0),
+            corrupt=sometimes(0.2, 0.3),
+            replay=sometimes(0.4, 0.3),
+            power=sometimes(0.15),
+            kills=int(sometimes(20)),
+            cuts=int(sometimes(20)),
+            outages=int(sometimes(5)),
+            jumps=int(sometimes(8, 0.3)),
+            slow=int(sometimes(12)),
+            refusals=int(sometimes(4, 0.3)),
         )
 
 

@@ -13,6 +13,7 @@ from vedette_aggregator.aggregation import GlobalModel
 from vedette_aggregator.round_events import PublishCandidate, Released
 from vedette_core.machine import Effect, Event, Publish
 from vedette_device.participant_events import KeyPair, Train
+from vedette_device.participant_state import ParticipantRecord, StoredUpload
 from vedette_schemas import codec
 from vedette_schemas.envelope import Envelope
 from vedette_schemas.round import Phase, Roster, RoundOpen, Upload, read_plan
@@ -56,9 +57,10 @@ class Observer:
         self._key_places: dict[bytes, Place] = {}
         self._keys: dict[str, list[KeyPair]] = {}
         self._looked_at: dict[str, int] = {}
+        self._last_accepted: dict[str, str] = {}
         self._candidates: dict[int, bytes] = {}
         self._versions = [first.version]
-        self._releases = {(first.version, first.weights.tobytes(), first.plan)}
+        self._releases = [(first.version, first.weights.tobytes(), first.plan)]
 
     def tell(self, line: str) -> None:
         """Write something into the transcript."""
@@ -85,6 +87,10 @@ class Observer:
 
     # -- everybody ----------------------------------------------------------------------------------------------------
 
+    def restored(self, process: str, effects: Sequence[Effect]) -> None:
+        """A machine was made from its disk."""
+        self.transcript.handled(process, "its disk", effects)
+
     def handled(self, process: str, event: Event, effects: Sequence[Effect]) -> None:
         """A machine took an event."""
         self.transcript.handled(process, event, effects)
@@ -103,7 +109,8 @@ class Observer:
                 self._check_receipt(codec.unpack(Receipt, _body(publish.payload)))
 
     def after_step(self) -> None:
-        """What must hold of the disks at any time: a key that is not in use is nowhere."""
+        """What must hold of a device's disk at any time: of its keys only the one in use is there, and what it has not
+        been told about waits in its outbox."""
         for device, pairs in self._keys.items():
             disk = self.processes[device].disk
             if disk.writes == self._looked_at.get(device):
@@ -112,8 +119,16 @@ class Observer:
             stored = [key for key, value in disk.data.items() for pair in pairs if pair.private in value]
             if stored not in ([], ["participant/network/state"]):
                 raise ViolationError(f"{device}: private keys at {stored}, expected one at most, in its record")
+            if self.processes[device].up:
+                self._check_outbox(device, disk.data)
 
     # -- the aggregator -----------------------------------------------------------------------------------------------
+
+    def aggregator_wrote(self, key: str, value: bytes | None) -> None:
+        """An upload is on the aggregator's disk: from here on it is accepted, whether or not its receipt ever leaves."""
+        if key.startswith("round/network/upload/") and value is not None:
+            body = codec.unpack(Upload, _body(value))
+            self._last_accepted[body.device] = body.id
 
     def candidate(self, effect: PublishCandidate, model: GlobalModel, disk: Disk) -> None:
         """A candidate is handed over: it must be the mean of exactly the accepted uploads."""
@@ -159,7 +174,7 @@ class Observer:
 
     def registered(self, version: int, weights: bytes, plan: bytes) -> None:
         """A release is in the repository."""
-        self._releases.add((version, weights, plan))
+        self._releases.append((version, weights, plan))
 
     @property
     def releases(self) -> int:
@@ -169,6 +184,17 @@ class Observer:
     def is_release(self, version: int, weights: bytes, plan: bytes) -> bool:
         """What the signed repository would say."""
         return (version, weights, plan) in self._releases
+
+    def _check_outbox(self, device: str, disk: dict[str, bytes]) -> None:
+        waiting = []
+        if upload := disk.get("participant/network/upload"):
+            waiting.append(StoredUpload.from_bytes(upload, "upload").id)
+        if state := disk.get("participant/network/state"):
+            key = ParticipantRecord.from_bytes(state, "state").key
+            waiting += [key.id] if key is not None and key.unacknowledged else []
+        missing = [message_id for message_id in waiting if f"outbox/{message_id}" not in disk]
+        if missing:
+            raise ViolationError(f"{device}: {missing} wait for a receipt, but nobody sends them")
 
     # -- details ------------------------------------------------------------------------------------------------------
 
@@ -203,7 +229,9 @@ class Observer:
     def _check_receipt(self, receipt: Receipt) -> None:
         disk = self.processes["aggregator"].disk.data
         for item in receipt.items:
-            if item.outcome != "accepted":
+            if item.outcome == "rejected":
+                if item.id == self._last_accepted.get(receipt.device):
+                    raise ViolationError(f"{item.id}: rejected ({item.reason}) after it was accepted")
                 continue
             if item.id.startswith("ci-"):
                 if item.id.encode() not in disk.get(f"round/network/device/{receipt.device}", b""):

@@ -1,10 +1,9 @@
-"""What an aggregate must be, computed another way: dense matrices instead of fast transforms, one update at a time."""
+"""What an aggregate must be, computed another way: every update decoded by itself, and then the mean of them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 
@@ -24,7 +23,7 @@ def check_mean(update: np.ndarray, uploads: Sequence[Upload], plan: Plan, roster
         WrongAggregateError: it is not.
     """
     weights = np.array([u.weight for u in uploads], float)
-    decoded = np.stack([_back(plan.dimension, _seed(roster)) @ _rotated(u.levels, plan) for u in uploads])
+    decoded = _decode([u.levels for u in uploads], plan, roster)
     expected = (weights[:, None] * decoded).sum(axis=0) / weights.sum()
     worst = float(np.abs(expected - update).max())
     # float32 weights of magnitude about 1: the difference of two of them is good to some 1e-7.
@@ -52,27 +51,23 @@ def check_against_plaintext(
         raise WrongAggregateError(f"off the plain mean by {found:.4f}, expected at most {worst:.4f}")
 
 
-def _rotated(levels: bytes, plan: Plan) -> np.ndarray:
+def _decode(levels: Sequence[bytes], plan: Plan, roster: Roster) -> np.ndarray:
     assert plan.dimension <= BLOCK, "the oracle knows models of one block"
-    assert len(levels) == BLOCK
+    assert all(len(each) == BLOCK for each in levels)
     limit = 4.5 * plan.update.clip_norm / np.sqrt(BLOCK)
-    return np.frombuffer(levels, np.uint8).astype(float) * (2 * limit / 255) - limit
+    rotated = np.stack([np.frombuffer(each, np.uint8) for each in levels], axis=1) * (2 * limit / 255) - limit
+    first, second = _signs(_seed(roster))
+    vectors = first[:, None] * _hadamard(second[:, None] * _hadamard(rotated))
+    return vectors[: plan.dimension].T
 
 
-@lru_cache(maxsize=4)
-def _back(dimension: int, seed: bytes) -> np.ndarray:
-    """The rows of the inverse rotation's matrix that give the model's coordinates."""
-    first, second = _signs(seed)
-    half = _hadamard()
-    return first[:dimension, None] * ((half[:dimension] * second) @ half)
-
-
-@lru_cache(maxsize=1)
-def _hadamard() -> np.ndarray:
-    matrix = np.ones((1, 1))
-    while len(matrix) < BLOCK:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix / np.sqrt(BLOCK)
+def _hadamard(columns: np.ndarray) -> np.ndarray:
+    """Each column as a cube of side 2 in ten dimensions: along every one of them, sum and difference."""
+    cube = columns.reshape((2,) * 10 + (-1,))
+    for axis in range(10):
+        low, high = np.take(cube, 0, axis), np.take(cube, 1, axis)
+        cube = np.stack((low + high, low - high), axis)
+    return cube.reshape(BLOCK, -1) / np.sqrt(BLOCK)
 
 
 def _signs(seed: bytes) -> tuple[np.ndarray, np.ndarray]:

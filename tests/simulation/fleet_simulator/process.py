@@ -15,6 +15,8 @@ from .schedule import Scheduler
 from .site import EPOCH, Site
 
 RESTART_S: Final = 20.0
+TICK_MAX_S: Final = 60.0
+"""A shell ticks this often whatever the deadline: the clock may have been set back since."""
 
 
 class PureMachine(Protocol):
@@ -158,8 +160,8 @@ class Process:
         self._timer += 1
         if deadline is not None:
             timer = self._timer
-            # An empty second at least, as a real shell's ticker has: a deadline in the past is no busy loop.
-            self.later(max(1.0, deadline - self.now()), lambda: self._tick(timer))
+            # A second at least, as a real shell's ticker has: a deadline in the past is no busy loop.
+            self.later(min(TICK_MAX_S, max(1.0, deadline - self.now())), lambda: self._tick(timer))
 
     def _tick(self, timer: int) -> None:
         if timer == self._timer:

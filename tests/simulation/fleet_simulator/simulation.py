@@ -70,6 +70,7 @@ class Fleet:
         }
         self.processes: list[Process] = [self.aggregator, *self.gateways.values()]
         self.observer.processes = {p.name: p for p in self.processes}
+        self.aggregator.disk.on_written = self.observer.aggregator_wrote
         self.scheduler.after_step = self.observer.after_step
 
     def start(self) -> None:

@@ -35,11 +35,11 @@ class Transcript:
         """Add a line."""
         self.lines.append(f"{self._now():8.2f}  {text}")
 
-    def handled(self, process: str, event: Event, effects: Sequence[Effect]) -> None:
+    def handled(self, process: str, event: Event | str, effects: Sequence[Effect]) -> None:
         """Add an event with its effects."""
         shown = [text for effect in effects if (text := self.effect(effect))]
         if shown:
-            self.line(f"{process:<10} ← {self.event(event)}")
+            self.line(f"{process:<10} ← {event if isinstance(event, str) else self.event(event)}")
             self.lines += [f"{'':21}→ {text}" for text in shown]
 
     def event(self, event: Event) -> str:
