@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from bench.lab import shipping, tampering, tank
 
-SEED = 20260306
+SEED = 20261123
 """Seed of the shipped set."""
 GATEWAYS = 8
 DAYS = 8

@@ -164,6 +164,12 @@ class Detector:
             backend, model, self._baseline, inputs, self._held_out_entities, self.settings.half_life_windows
         )
 
+    def uninstall(self) -> None:
+        """Score nothing until a model is installed again; if it is the same one, it goes on with its calibration."""
+        if self._active is not None:
+            self._stored = self._active.to_state()
+        self._active, self._pending = None, None
+
     def feed(self, windows: Sequence[Window], *, frozen: bool = False) -> list[ScoredWindow]:
         """Take windows in the order of their time.
 

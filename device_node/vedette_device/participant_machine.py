@@ -13,11 +13,11 @@ Source: `docs/protocol.md` §5.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from vedette_core.learning.encoding import rotation_seed
-from vedette_core.machine import Connected, Count, Effect, Event, Note, Persist, Publish, Subscribe, Tick, Unsubscribe
+from vedette_core.machine import Connected, Count, Effect, Event, Note, Persist, Subscribe, Tick, Unsubscribe
 from vedette_device.participant_events import (
     KINDS,
     TABLE,
@@ -33,50 +33,23 @@ from vedette_device.participant_events import (
     TrainingFailed,
     TrainingFinished,
 )
+from vedette_device.participant_messages import DeviceIdentity, ParticipantMessages
 from vedette_device.participant_state import ParticipantRecord, Place, RoundKey, StoredUpload, state_key, upload_key
 from vedette_device.roster_check import check_roster, own_group
-from vedette_schemas.envelope import Signer, seal
 from vedette_schemas.errors import PeerError
 from vedette_schemas.round import (
-    CHECKIN_TYPE,
-    UPLOAD_TYPE,
-    CheckIn,
     Phase,
     Roster,
     RoundOpen,
-    Upload,
-    checkin_id,
-    transcript_hash,
-    upload_id,
 )
 from vedette_schemas.telemetry import Receipt
 from vedette_schemas.topics import FlStep, Topics
 
+__all__ = ["DeviceIdentity", "ParticipantMachine"]
+
 ROSTER_RETRY_S: Final = 30.0
 """A roster that does not come is subscribed to again: a subscription makes the broker send what it retains."""
-SEVERITY: Final = 20
-"""Below every alert: a full outbox gives up learning before it gives up detecting."""
-
 _RANK: Final = {Phase.CHECKIN: 0, Phase.COLLECT: 1, Phase.DONE: 2, Phase.FAILED: 2}
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceIdentity:
-    """Who takes part.
-
-    Attributes:
-        device: own id.
-        certificate: DER of the signing certificate.
-        intermediate: DER of the certificate that issued it.
-        signer: holder of the signing key.
-        feature_schema: digest of the feature schema that this device computes for the task.
-    """
-
-    device: str
-    certificate: bytes = field(repr=False)
-    intermediate: bytes = field(repr=False)
-    signer: Signer = field(repr=False)
-    feature_schema: str
 
 
 class ParticipantMachine:
@@ -93,6 +66,7 @@ class ParticipantMachine:
         self.task = task
         self._topics = topics
         self._identity = identity
+        self._say = ParticipantMessages(topics, task, identity)
         self._new_key = new_key
         self._record = ParticipantRecord()
         self._dirty = False
@@ -257,22 +231,10 @@ class ParticipantMachine:
         pair = self._new_key()
         # Epoch seconds, unless the clock went back: counts up even on a device that lost its state.
         seq = max(self._record.seq + 1, int(now))
-        body = CheckIn(
-            id=checkin_id(self.task, pair.public),
-            task=self.task,
-            device=self._identity.device,
-            seq=seq,
-            certificate=self._identity.certificate,
-            intermediate=self._identity.intermediate,
-            epk=pair.public,
-            examples_bucket=self._examples.bit_length() - 1,
-            feature_schema=self._identity.feature_schema,
-            model_version=release.version,
-        )
-        sealed = seal(body, CHECKIN_TYPE, self._identity.device, self._identity.signer)
-        self._put(replace(self._record, seq=seq, key=RoundKey(body.id, pair.private, pair.public, earliest, sealed)))
+        message_id, sealed = self._say.checkin(pair, seq=seq, examples=self._examples, model_version=release.version)
+        self._put(replace(self._record, seq=seq, key=RoundKey(message_id, pair.private, pair.public, earliest, sealed)))
         self._save(out)
-        out.append(self._publication(FlStep.CHECKIN, body.id, sealed))
+        out.append(self._say.publication(FlStep.CHECKIN, message_id, sealed))
 
     def _join(self, now: float, out: list[Effect]) -> None:
         assert self._open is not None
@@ -352,31 +314,14 @@ class ParticipantMachine:
         roster = self._training
         if roster is None or (event.round, event.attempt) != (roster.round, roster.attempt):
             return Answer.DISCARD
-        made = event.contribution
-        body = Upload(
-            id=upload_id(self.task, roster.round, roster.attempt, self._identity.device),
-            task=self.task,
-            round=roster.round,
-            attempt=roster.attempt,
-            gid=roster.gid,
-            device=self._identity.device,
-            transcript=transcript_hash(roster),
-            levels=made.levels,
-            weight=made.weight,
-            num_examples=made.num_examples,
-            clipped=made.clipped,
-            loss_before=made.loss_before,
-            loss_after=made.loss_after,
-            ranges=made.ranges,
-        )
-        sealed = seal(body, UPLOAD_TYPE, self._identity.device, self._identity.signer)
+        message_id, sealed = self._say.upload(roster, event.contribution)
         place = (roster.round, roster.attempt)
         self._training = None
-        self._upload = StoredUpload(place, body.id, sealed)
+        self._upload = StoredUpload(place, message_id, sealed)
         out.append(Persist(upload_key(self.task), self._upload.to_bytes()))
         self._put(replace(self._record, used=place))
         self._save(out)
-        out.append(self._publication(FlStep.UPLOAD, body.id, sealed))
+        out.append(self._say.publication(FlStep.UPLOAD, message_id, sealed))
         out.append(Count("rounds_joined", Answer.ACCEPT.value, self.task))
         return Answer.ACCEPT
 
@@ -437,10 +382,6 @@ class ParticipantMachine:
         if self._group is not None:
             out.append(Subscribe(self._group))
 
-    def _publication(self, step: FlStep, message_id: str, sealed: bytes) -> Publish:
-        topic = self._topics.fl(self._identity.device, self.task, step)
-        return Publish(topic, sealed, receipt_id=message_id, severity=SEVERITY)
-
     def _note(self, level: str, text: str) -> Note:
         return Note(level, f"{self.task}: {text}")
 
@@ -469,7 +410,7 @@ class ParticipantMachine:
         self._save(out)
         key = self._record.key
         if key is not None and key.unacknowledged:
-            out.append(self._publication(FlStep.CHECKIN, key.id, key.unacknowledged))
+            out.append(self._say.publication(FlStep.CHECKIN, key.id, key.unacknowledged))
         if self._upload is not None:
-            out.append(self._publication(FlStep.UPLOAD, self._upload.id, self._upload.sealed))
+            out.append(self._say.publication(FlStep.UPLOAD, self._upload.id, self._upload.sealed))
         return out

@@ -20,6 +20,7 @@ from vedette_aggregator.aggregation import GlobalModel
 from vedette_aggregator.round_events import CheckInReceived, PublishCandidate, Released, UploadReceived
 from vedette_aggregator.round_machine import RoundMachine
 from vedette_aggregator.round_settings import RoundSettings
+from vedette_aggregator.round_state import RoundState
 from vedette_core.machine import Count, Effect, Persist, Publish, Tick
 from vedette_schemas import codec
 from vedette_schemas.envelope import Envelope, seal
@@ -197,6 +198,21 @@ class Stage:
                     self.disk.pop(effect.key, None)
                 else:
                     self.disk[effect.key] = effect.value
+
+
+def stage_in(state: RoundState) -> Stage:
+    """A machine in a state, at a moment when no deadline is due."""
+    stage = Stage(settings(4, quorum=2, rounds_max=1 if state is RoundState.FINISHED else 0))
+    if state is RoundState.INTERVAL or state is RoundState.FINISHED:
+        stage.handle(stage.released(stage.to_releasing()))
+    elif state is RoundState.CHECKIN:
+        stage.to_checkin()
+    elif state is RoundState.COLLECT:
+        stage.to_collect()
+    else:
+        stage.to_releasing()
+    assert stage.machine.state is state
+    return stage
 
 
 def persisted(effects: Sequence[Effect]) -> list[str]:

@@ -236,6 +236,21 @@ def test_another_model_is_calibrated_anew_and_a_wrong_one_is_refused(
     assert len(fed(armed, windows(rows(10, seed=13), first=600))) == 7
 
 
+def test_without_its_model_a_detector_is_silent_and_keeps_the_calibration(
+    armed: Detector, collected: tuple[dict[str, object], NumpyBackend]
+) -> None:
+    stream = windows(rows(60, seed=15), first=600)
+    fed(armed, stream[:20])
+    before = armed.to_state()["active"]
+    armed.uninstall()
+
+    assert (armed.phase, armed.model) == ("calibrating", None)
+    assert fed(armed, stream[20:40]) == []
+    armed.install(collected[1], MODEL)
+    assert armed.to_state()["active"] == before
+    assert len(fed(armed, stream[40:])) == 20
+
+
 def replace_digest(digest: str) -> AlertModel:
     return MODEL.model_copy(update={"digest": digest})
 

@@ -23,6 +23,8 @@ from .problem import OPTIMISER, TASK
 from .process import Process
 from .site import AGGREGATOR
 
+REFRESH_S: Final = 300.0
+"""How often what is retained of releases is published again, as the product does with its timestamp."""
 BUILD_S: Final = 3.0
 """Time that building, validating and signing a release takes."""
 
@@ -72,6 +74,7 @@ class AggregatorProcess(Process):
         self.observer.restored(self.name, effects)
         self.carry_out(effects)
         self.set_timer()
+        self.later(REFRESH_S, self._refresh)
 
     def connected(self) -> None:
         self.link.subscribe(f"{self.topics.root}/device/+/up/#", 1)
@@ -110,6 +113,10 @@ class AggregatorProcess(Process):
         event = Released(release["version"], model_digest(release["weights"]), digest(release["plan"]))
         self.observer.released(event)
         self.handle(event)
+
+    def _refresh(self) -> None:
+        self._publish_release()
+        self.later(REFRESH_S, self._refresh)
 
     def _publish_release(self) -> None:
         newest = self.disk.data.get("registry/newest")

@@ -125,7 +125,7 @@ class Observer:
     # -- the aggregator -----------------------------------------------------------------------------------------------
 
     def aggregator_wrote(self, key: str, value: bytes | None) -> None:
-        """An upload is on the aggregator's disk: from here on it is accepted, whether or not its receipt ever leaves."""
+        """An upload is on the aggregator's disk: from here on it is accepted, whether or not its receipt leaves."""
         if key.startswith("round/network/upload/") and value is not None:
             body = codec.unpack(Upload, _body(value))
             self._last_accepted[body.device] = body.id

@@ -1,0 +1,100 @@
+"""What a device says in a round, sealed and addressed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from vedette_core.machine import Publish
+from vedette_device.participant_events import KeyPair
+from vedette_device.training import Contribution
+from vedette_schemas.envelope import Signer, seal
+from vedette_schemas.round import (
+    CHECKIN_TYPE,
+    UPLOAD_TYPE,
+    CheckIn,
+    Roster,
+    Upload,
+    checkin_id,
+    transcript_hash,
+    upload_id,
+)
+from vedette_schemas.topics import FlStep, Topics
+
+SEVERITY: Final = 20
+"""Below every alert: a full outbox gives up learning before it gives up detecting."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIdentity:
+    """Who takes part.
+
+    Attributes:
+        device: own id.
+        certificate: DER of the signing certificate.
+        intermediate: DER of the certificate that issued it.
+        signer: holder of the signing key.
+        feature_schema: digest of the feature schema that this device computes for the task.
+    """
+
+    device: str
+    certificate: bytes = field(repr=False)
+    intermediate: bytes = field(repr=False)
+    signer: Signer = field(repr=False)
+    feature_schema: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantMessages:
+    """Builds the messages of one device in one task.
+
+    Attributes:
+        topics: the site's topics.
+        task: the task.
+        identity: who speaks.
+    """
+
+    topics: Topics
+    task: str
+    identity: DeviceIdentity
+
+    def checkin(self, pair: KeyPair, *, seq: int, examples: int, model_version: int) -> tuple[str, bytes]:
+        """A check-in with a fresh key: its id, and its sealed bytes."""
+        body = CheckIn(
+            id=checkin_id(self.task, pair.public),
+            task=self.task,
+            device=self.identity.device,
+            seq=seq,
+            certificate=self.identity.certificate,
+            intermediate=self.identity.intermediate,
+            epk=pair.public,
+            examples_bucket=examples.bit_length() - 1,
+            feature_schema=self.identity.feature_schema,
+            model_version=model_version,
+        )
+        return body.id, seal(body, CHECKIN_TYPE, self.identity.device, self.identity.signer)
+
+    def upload(self, roster: Roster, made: Contribution) -> tuple[str, bytes]:
+        """An upload for a group: its id, and its sealed bytes."""
+        body = Upload(
+            id=upload_id(self.task, roster.round, roster.attempt, self.identity.device),
+            task=self.task,
+            round=roster.round,
+            attempt=roster.attempt,
+            gid=roster.gid,
+            device=self.identity.device,
+            transcript=transcript_hash(roster),
+            levels=made.levels,
+            weight=made.weight,
+            num_examples=made.num_examples,
+            clipped=made.clipped,
+            loss_before=made.loss_before,
+            loss_after=made.loss_after,
+            ranges=made.ranges,
+        )
+        return body.id, seal(body, UPLOAD_TYPE, self.identity.device, self.identity.signer)
+
+    def publication(self, step: FlStep, message_id: str, sealed: bytes) -> Publish:
+        """A sealed message on its way: it is sent again until its receipt has come."""
+        topic = self.topics.fl(self.identity.device, self.task, step)
+        return Publish(topic, sealed, receipt_id=message_id, severity=SEVERITY)
