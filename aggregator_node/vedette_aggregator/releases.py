@@ -14,7 +14,6 @@ from vedette_aggregator.publication import Publication
 from vedette_aggregator.registry import Registry
 from vedette_aggregator.round_events import Released
 from vedette_aggregator.settings import TaskSection
-from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import Network, build_network
 from vedette_core.learning.optimiser import FedAdam, FedAvg, Moments, ServerOptimiser
 from vedette_core.learning.spec import dense_spec, flow_spec
@@ -27,6 +26,7 @@ from vedette_schemas.round import Plan, plan_bytes, read_plan
 RUNTIME_MIN: Final = "2.14.0"
 """Oldest runtime that computed these graphs correctly when they were tried."""
 SENSOR_HISTORY: Final = 16
+_NEW_NAME: Final = "expected the settings' one: a changed feature schema or network needs a new task name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +80,28 @@ class Releases:
             files = {Variant.WEIGHTS: data, Variant.PLAN: packed}
             custom = {v: self._describe(v, 0, None, digest) for v in files}
             self._registry.publish(self._task.task, 0, files, custom, now)
-        newest = self._registry.versions(self._task.task)[-1]
-        target, data = self._registry.target(self._task.task, newest, Variant.WEIGHTS)
-        _, packed = self._registry.target(self._task.task, newest, Variant.PLAN)
-        weights = self._read(data, plan, read_plan(packed))
-        optimiser: Moments = server_optimiser(self._task).initial_state(len(weights))
-        sha256 = _digest(data)
-        return GlobalModel(newest, sha256, packed, target.round, weights, optimiser)
+        model = self.active_model()
+        self._check(model.plan, plan)
+        return model
+
+    def active_model(self) -> GlobalModel:
+        """The active release as what a round starts from; the optimiser begins anew.
+
+        Raises:
+            ConfigError: its files are missing or damaged, or of another feature schema.
+        """
+        task = self._task.task
+        version = self._registry.active(task)
+        if version is None:
+            raise ConfigError(f"task {task}: found no active release in the repository; restore it from its backup")
+        target, data = self._registry.target(task, version, Variant.WEIGHTS)
+        _, packed = self._registry.target(task, version, Variant.PLAN)
+        found = read_weights(data)
+        difference = self._model.schema.difference(found.schema)
+        if difference:
+            raise ConfigError(f"task {task}: found releases of another model ({difference}); {_NEW_NAME}")
+        optimiser: Moments = server_optimiser(self._task).initial_state(len(found.weights))
+        return GlobalModel(version, _digest(data), packed, target.round, found.weights, optimiser)
 
     def release(self, candidate: Candidate, plan: bytes, now: float) -> tuple[Released, Publication]:
         """Build every variant of a candidate, sign it, and make it the task's active release.
@@ -98,7 +113,10 @@ class Releases:
             TransientError: the disk is full: try again.
             ConfigError: the repository is damaged, or the quantiser is not installed.
         """
-        version = candidate.parent_version + 1
+        done = self._released(candidate)
+        if done is not None:
+            return done, self._registry.retained()
+        version = self._registry.versions(self._task.task)[-1] + 1
         artifacts = build_artifacts(
             self._model.network,
             candidate.weights,
@@ -132,15 +150,18 @@ class Releases:
             }
         )
 
-    def _read(self, data: bytes, wanted: Plan, published: Plan) -> Float32:
-        found = read_weights(data)
-        difference = self._model.schema.difference(found.schema)
-        if difference or (published.network, published.dimension) != (wanted.network, wanted.dimension):
-            raise ConfigError(
-                f"task {self._task.task}: found releases of another model ({difference or 'another network'}), "
-                "expected the settings' one; a changed feature schema or network needs a new task name"
-            )
-        return found.weights
+    def _released(self, candidate: Candidate) -> Released | None:
+        """The newest release, if it is this candidate's: published before a crash, and not answered."""
+        task, version = self._task.task, self._registry.versions(self._task.task)[-1]
+        target, data = self._registry.target(task, version, Variant.WEIGHTS)
+        if (target.round, target.transcript) != (candidate.round, candidate.transcript.hex()):
+            return None
+        return Released(version, _digest(data), target.plan)
+
+    def _check(self, published: bytes, wanted: Plan) -> None:
+        found = read_plan(published)
+        if (found.network, found.dimension) != (wanted.network, wanted.dimension):
+            raise ConfigError(f"task {self._task.task}: found releases of another network; {_NEW_NAME}")
 
 
 def _digest(data: bytes) -> str:

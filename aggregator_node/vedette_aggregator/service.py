@@ -20,9 +20,17 @@ from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, Tele
 from vedette_aggregator.publication import Publication, retained_messages
 from vedette_aggregator.registry import Registry
 from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
-from vedette_aggregator.round_events import CheckInReceived, PublishCandidate, Released, ReleaseFailed, UploadReceived
+from vedette_aggregator.round_events import (
+    CheckInReceived,
+    ModelReplaced,
+    PublishCandidate,
+    Released,
+    ReleaseFailed,
+    UploadReceived,
+)
 from vedette_aggregator.round_machine import RoundMachine
 from vedette_aggregator.round_settings import RoundSettings
+from vedette_aggregator.round_state import RoundState
 from vedette_aggregator.settings import AggregatorSettings, TaskSection
 from vedette_core.machine import Connected, Effect, Event, Publish, Tick
 from vedette_core.runtime.identity import client_context, key_ring, load_node
@@ -41,6 +49,8 @@ from vedette_schemas.topics import Topics
 log = logging.getLogger("vedette.aggregator")
 
 TICK_S: Final = 0.1
+TICK_ANYWAY_S: Final = 60.0
+"""Machines get a tick this often whatever their deadline says: after the clock was set back it may be far away."""
 HOUSEKEEPING_S: Final = 5.0
 CONNECT_TIMEOUT_S: Final = 30.0
 SEED_KEY: Final = "aggregator/seed"
@@ -87,6 +97,7 @@ class AggregatorService:
         self._shell = Shell(self._link, self._store, self._metrics)
         self._releases: dict[str, Releases] = {}
         self._machines: dict[str, RoundMachine] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
         self._resume: dict[str, list[Effect]] = {}
         self._working: set[asyncio.Task[None]] = set()
         for task in settings.tasks:
@@ -105,6 +116,7 @@ class AggregatorService:
             dimension=model.network.layout.size,
         )
         releases = Releases(self._registry, task, model)
+        self._turns[task.task] = asyncio.Lock()
         self._releases[task.task] = releases
         self._machines[task.task], self._resume[task.task] = RoundMachine.restore(
             self._store.all(f"round/{task.task}/"),
@@ -162,6 +174,7 @@ class AggregatorService:
         try:
             for task, effects in self._resume.items():
                 await self._carry_out(task, effects)
+                await self._follow_active(task)
             stopped = asyncio.create_task(stop.wait(), name="stop")
             done, _ = await asyncio.wait([stopped, *background], return_when=asyncio.FIRST_COMPLETED)
             for job in done - {stopped}:
@@ -230,9 +243,18 @@ class AggregatorService:
     async def _handle(self, task: str, event: Event) -> None:
         machine = self._machines[task]
         before = machine.state
-        await self._carry_out(task, machine.handle(event, time.time()))
+        # A write that waits for room on the disk must not be overtaken by the next event's.
+        async with self._turns[task]:
+            await self._carry_out(task, machine.handle(event, time.time()))
         if machine.state is not before or isinstance(event, (CheckInReceived, UploadReceived, Released)):
             self._show(task, machine)
+
+    async def _follow_active(self, task: str) -> None:
+        """After a rollback the registry's active release is another than the rounds went on with: begin from it."""
+        machine = self._machines[task]
+        if machine.state is RoundState.RELEASING or self._registry.active(task) == machine.model.version:
+            return
+        await self._handle(task, ModelReplaced(self._releases[task].active_model()))
 
     async def _carry_out(self, task: str, effects: list[Effect]) -> None:
         await self._shell.carry_out(effects, partial(self._special, task))
@@ -279,11 +301,15 @@ class AggregatorService:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
+        anyway = time.monotonic() + TICK_ANYWAY_S
         while True:
             await asyncio.sleep(TICK_S)
+            overdue = time.monotonic() >= anyway
+            if overdue:
+                anyway = time.monotonic() + TICK_ANYWAY_S
             for task, machine in self._machines.items():
                 deadline = machine.next_deadline()
-                if deadline is not None and deadline <= time.time():
+                if overdue or (deadline is not None and deadline <= time.time()):
                     await self._handle(task, Tick())
 
     async def _keep_house(self) -> None:

@@ -17,7 +17,7 @@ All times are event times, in seconds: a capture gives the same alerts at whatev
 is persisted together with the state that it belongs to before it is published, and is published again after a restart
 under the same receipt id: nobody counts it twice, and nothing is lost.
 
-Source: `detection.md` §3; repeats on a log scale follow Slips 1.1.17.
+Source: `docs/detection.md`; repeats on a log scale follow Slips 1.1.17.
 """
 
 from __future__ import annotations
@@ -255,7 +255,6 @@ class DetectionMachine:
         return [
             Persist(self.prefix + alert.id, stored),
             self._publication(alert),
-            Count("alerts", f"{state.value}/{alert.severity.value}", self._task),
         ]
 
     def _close(self, track: _Track, alert: AlertRecord) -> list[Effect]:

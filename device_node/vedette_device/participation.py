@@ -74,6 +74,7 @@ class Participation:
         )
         self._weights: OrderedDict[str, bytes] = OrderedDict()
         self._carry_out: CarryOut | None = None
+        self._turn = asyncio.Lock()
         pipeline.on_collected = self._collected
 
     async def start(self, carry_out: CarryOut) -> None:
@@ -84,7 +85,9 @@ class Participation:
     async def handle(self, event: Event) -> None:
         """Give the machine an event, and carry out what it answers."""
         assert self._carry_out is not None
-        await self._carry_out(self.machine.handle(event, time.time()))
+        # A write that waits for room on the disk must not be overtaken by the next event's.
+        async with self._turn:
+            await self._carry_out(self.machine.handle(event, time.time()))
 
     async def take_release(self, release: VerifiedRelease) -> None:
         """A verified release became the active one: fetch its weights and plan, and tell the machine.

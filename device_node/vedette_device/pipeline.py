@@ -166,7 +166,12 @@ class Pipeline:
         return f"detector/{self.task}"
 
     def _restore_detector(self) -> Detector:
-        settings = DetectorSettings(self._section.training_windows, self._section.calibration_windows)
+        section = self._section
+        settings = DetectorSettings(
+            section.training_windows,
+            section.calibration_windows,
+            half_life_windows=section.alerts.half_life_windows,
+        )
         saved = self._store.get(self._key)
         if saved is not None:
             try:

@@ -39,6 +39,8 @@ from vedette_schemas.trust import TIMESTAMP_FILE
 log = logging.getLogger("vedette.device")
 
 TICK_S: Final = 0.2
+TICK_ANYWAY_S: Final = 60.0
+"""Machines get a tick this often whatever their deadline says: after the clock was set back it may be far away."""
 REFRESH_S: Final = 3600.0
 """Seconds between two looks at the release metadata when nothing announces a change: metadata that went stale show."""
 REFRESH_RETRY_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
@@ -359,14 +361,17 @@ class DeviceService:
         self._metrics.inc("spool_dropped", self._topics.parse(message.topic).kind)
 
     async def _tick(self) -> None:
+        anyway = time.monotonic() + TICK_ANYWAY_S
         while True:
             await asyncio.sleep(TICK_S)
-            now = time.time()
+            overdue = time.monotonic() >= anyway
+            if overdue:
+                anyway = time.monotonic() + TICK_ANYWAY_S
             for participation in self._participations.values():
-                if (participation.machine.next_deadline() or now + 1) <= now:
+                if overdue or _is_due(participation.machine.next_deadline()):
                     await participation.handle(Tick())
             for updates in self._updates.values():
-                if (updates.machine.next_deadline() or now + 1) <= now:
+                if overdue or _is_due(updates.machine.next_deadline()):
                     updates.post(Tick())
 
     def _start(self, job: Coroutine[Any, Any, None], name: str) -> None:
@@ -378,6 +383,10 @@ class DeviceService:
         self._working.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+
+def _is_due(deadline: float | None) -> bool:
+    return deadline is not None and deadline <= time.time()
 
 
 def serve(settings: DeviceSettings) -> None:

@@ -9,12 +9,13 @@ Source: RFC 5280 §6 (path validation).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -51,6 +52,14 @@ _LEAF_EXTENSIONS: Final = _CA_EXTENSIONS | {
 }
 
 
+_LIBRARY_ERRORS: Final = (
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    x509.ExtensionNotFound,
+)
+
+
 def verify_chain(
     leaf: x509.Certificate,
     intermediates: Iterable[x509.Certificate],
@@ -73,8 +82,31 @@ def verify_chain(
     Raises:
         PeerError: anything that is not exactly of the shape that `make_leaf` makes, with what was found.
     """
+    with damaged_is_refused("certificate"):
+        return _verify(leaf, intermediates, root, datetime.fromtimestamp(now, UTC), purpose, site)
+
+
+@contextmanager
+def damaged_is_refused(what: str) -> Iterator[None]:
+    """Turn everything that a damaged certificate makes the library raise, also late, when a field is first read."""
+    try:
+        yield
+    except (ValueError, TypeError, UnsupportedAlgorithm, *_LIBRARY_ERRORS) as fault:
+        raise PeerError(
+            f"{what}: found one that cannot be read ({fault}), expected the shape that our authority makes",
+            reason="certificate",
+        ) from fault
+
+
+def _verify(
+    leaf: x509.Certificate,
+    intermediates: Iterable[x509.Certificate],
+    root: x509.Certificate,
+    moment: datetime,
+    purpose: Purpose,
+    site: str | None,
+) -> Identity:
     who = _who(leaf)
-    moment = datetime.fromtimestamp(now, UTC)
     candidates = list(intermediates)
     if len(candidates) > CHAIN_LENGTH_MAX:
         raise _odd(who, f"{len(candidates)} intermediates", f"at most {CHAIN_LENGTH_MAX}", "limit")
@@ -100,16 +132,11 @@ def load_certificates(data: bytes, what: str = "certificate") -> tuple[x509.Cert
     """
     if len(data) > CERTIFICATE_BYTES_MAX * 2 * (CHAIN_LENGTH_MAX + 1):
         raise PeerError(f"{what}: found {len(data)} bytes, expected a short chain", reason="limit")
-    try:
+    with damaged_is_refused(what):
         if data.lstrip().startswith(b"-----"):
             found = tuple(x509.load_pem_x509_certificates(data))
         else:
             found = (x509.load_der_x509_certificate(data),)
-    except ValueError as fault:
-        raise PeerError(
-            f"{what}: found {len(data)} bytes that are not a certificate ({fault}), expected PEM or DER",
-            reason="certificate",
-        ) from fault
     if len(found) > CHAIN_LENGTH_MAX + 1:
         raise PeerError(f"{what}: found {len(found)} certificates, expected a short chain", reason="limit")
     return found

@@ -14,7 +14,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from vedette_core.crypto.certificate_chain import CERTIFICATE_BYTES_MAX, load_certificates, verify_chain
+from vedette_core.crypto.certificate_chain import (
+    CERTIFICATE_BYTES_MAX,
+    damaged_is_refused,
+    load_certificates,
+    verify_chain,
+)
 from vedette_core.crypto.certificates import CertificateRole, Identity, Purpose
 from vedette_schemas.errors import PeerError
 
@@ -112,7 +117,8 @@ class KeyRing:
         if intermediate:
             rest.extend(load_certificates(intermediate, "intermediate"))
         # Only what could have issued it: a chain file also carries the root, and duplicates of what is known.
-        issuers = {c.fingerprint(SHA256()): c for c in (*rest, *self._intermediates) if c.subject == leaf.issuer}
+        with damaged_is_refused("certificate"):
+            issuers = {c.fingerprint(SHA256()): c for c in (*rest, *self._intermediates) if c.subject == leaf.issuer}
         identity = verify_chain(leaf, issuers.values(), self._root, now, purpose=Purpose.SIGNING, site=self._site)
         if sender is not None and identity.id != sender:
             raise PeerError(f"certificate: found that of {identity.id!r}, expected {sender!r}", reason="sender")
