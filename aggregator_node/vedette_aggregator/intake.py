@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from datetime import datetime
+from typing import Final, Protocol
 
 from vedette_aggregator.round_events import CheckInReceived, UploadReceived
-from vedette_core.crypto.certificates import CertificateRole
+from vedette_core.crypto.certificates import CertificateRole, Identity
 from vedette_core.machine import Event
 from vedette_schemas import alert as alerts
 from vedette_schemas import codec
@@ -21,6 +22,11 @@ from vedette_schemas.errors import PeerError
 from vedette_schemas.round import CHECKIN_TYPE, UPLOAD_TYPE, CheckIn, Upload
 from vedette_schemas.telemetry import DeviceState, Telemetry
 from vedette_schemas.topics import FlStep, Parsed, Topics
+
+SEQ_MAX: Final = 2**53
+"""Updates of one alert: as for every count that travels, and far more than there can be."""
+HOPELESS: Final = frozenset({"expired", "signature"})
+"""Reasons for which the same bytes will never be believed: their sender makes new ones, if it is told."""
 
 
 class Keys(Verifier, Protocol):
@@ -36,6 +42,9 @@ class Keys(Verifier, Protocol):
         role: CertificateRole | None = None,
     ) -> object:
         """Verify a certificate's chain and add its key; raises `PeerError`."""
+
+    def identity(self, sender: str) -> Identity:
+        """Who a sender is, and until when; raises `PeerError` for one that was not learnt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +113,12 @@ class Intake:
             case "fl", FlStep.CHECKIN:
                 return self._checkin(parsed, device, payload, now)
             case "fl", FlStep.UPLOAD:
-                return self._upload(parsed, device, payload)
+                return self._upload(parsed, device, payload, now)
             case "alert", _:
                 body = alerts.decode(payload)
                 _same("alert", "site", body.site, self._topics.site)
                 _same("alert", "device", body.device, device)
+                _check_alert(body)
                 return AlertReceived(body)
             case "state", _:
                 state = codec.unpack_json(DeviceState, payload)
@@ -119,6 +129,26 @@ class Intake:
                 _same("telemetry", "device", report.device, device)
                 return TelemetryReceived(report)
         raise PeerError(f"topic {topic[:120]!r}: found a message that the aggregator does not take", reason="topic")
+
+    def hopeless(self, topic: str, payload: bytes, fault: PeerError) -> tuple[str, str] | None:
+        """Tell whether a refused check-in or upload is to be answered, so that it is not sent again for ever.
+
+        A node's certificates are renewed while messages that the old key sealed still wait in its outbox.
+
+        Returns:
+            The device of the topic and the id that the message claims; None where silence is the answer.
+        """
+        if fault.reason not in HOPELESS:
+            return None
+        parsed = self._topics.parse(topic)
+        if parsed.step is None or parsed.device is None:
+            return None
+        try:
+            body = codec.unpack(Envelope, payload).body
+            claimed = codec.unpack(CheckIn, body) if parsed.step is FlStep.CHECKIN else codec.unpack(Upload, body)
+        except PeerError:
+            return None
+        return parsed.device, claimed.id
 
     def _checkin(self, parsed: Parsed, device: str, payload: bytes, now: float) -> CheckInReceived:
         # The key that signed it is in the body: it is read before its signature holds, but only for its certificate,
@@ -131,9 +161,15 @@ class Intake:
         _same("check-in", "task", body.task, parsed.task)
         return CheckInReceived(body)
 
-    def _upload(self, parsed: Parsed, device: str, payload: bytes) -> UploadReceived:
+    def _upload(self, parsed: Parsed, device: str, payload: bytes, now: float) -> UploadReceived:
         self._check_task(parsed)
         body, _ = unseal(Upload, payload, UPLOAD_TYPE, self._keys, sender=device)
+        not_after = self._keys.identity(device).not_after
+        if not_after < now:
+            raise PeerError(
+                f"upload of {device}: found a certificate that ended {now - not_after:.0f} s ago, expected a new one",
+                reason="expired",
+            )
         _same("upload", "device", body.device, device)
         _same("upload", "task", body.task, parsed.task)
         return UploadReceived(body, payload)
@@ -157,6 +193,17 @@ class Intake:
                 f"{parsed.device}: found task {parsed.task!r}, expected one of {', '.join(sorted(self._tasks))}",
                 reason="task",
             )
+
+
+def _check_alert(body: Alert) -> None:
+    for text in (body.time, body.window_start, body.window_end):
+        try:
+            datetime.fromisoformat(text)
+        except ValueError as fault:
+            found = f"alert: found time {text!r} ({fault}), expected one of the calendar"
+            raise PeerError(found, reason="schema") from fault
+    if body.seq > SEQ_MAX:
+        raise PeerError(f"alert: found update {body.seq}, expected at most {SEQ_MAX}", reason="schema")
 
 
 def _same(what: str, name: str, found: str, expected: str | None) -> None:

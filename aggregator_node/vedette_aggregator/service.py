@@ -29,6 +29,7 @@ from vedette_aggregator.round_events import (
     UploadReceived,
 )
 from vedette_aggregator.round_machine import RoundMachine
+from vedette_aggregator.round_messages import RoundMessages
 from vedette_aggregator.round_settings import RoundSettings
 from vedette_aggregator.round_state import RoundState
 from vedette_aggregator.settings import AggregatorSettings, TaskSection
@@ -40,10 +41,8 @@ from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, StateStore
 from vedette_schemas.alert import Alert, AlertState, Severity
-from vedette_schemas.envelope import seal
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError
 from vedette_schemas.round import Phase
-from vedette_schemas.telemetry import RECEIPT_TYPE, Receipt, ReceiptItem
 from vedette_schemas.topics import Topics
 
 log = logging.getLogger("vedette.aggregator")
@@ -76,6 +75,7 @@ class AggregatorService:
                 f"expected {settings.aggregator} at {settings.site}; correct [identity] bundle, or site and aggregator"
             )
         self._topics = Topics(settings.site)
+        self._say = RoundMessages(self._topics, self._node.id, self._node.signer)
         self._metrics = Metrics(AGGREGATOR_METRICS)
         self._database = Database(settings.state_dir / "aggregator.db", alert_store.TABLES)
         self._store = StateStore(self._database)
@@ -198,12 +198,19 @@ class AggregatorService:
         except PeerError as error:
             self._metrics.inc("messages", kind, error.reason)
             log.info("%s: %s", message.topic, error)
+            self._refuse(message, error)
         except TransientError as error:
             # No receipt: the device keeps it and sends it again.
             self._metrics.inc("messages", kind, "deferred")
             log.warning("%s: %s", message.topic, error)
         else:
             self._metrics.inc("messages", kind, "accepted")
+
+    def _refuse(self, message: MqttMessage, fault: PeerError) -> None:
+        answer = self._intake.hopeless(message.topic, message.payload, fault)
+        if answer is not None:
+            device, message_id = answer
+            self._shell.publish(self._say.receipt(device, message_id, f"{fault.reason}: {fault}"))
 
     async def _sort(self, event: Event, payload_bytes: int) -> None:
         match event:
@@ -224,9 +231,7 @@ class AggregatorService:
             labels = (alert.model.task, alert.severity.value, alert.kind, alert.state.value)
             self._metrics.inc("alerts_received", *labels)
             self._metrics.observe("alert_delay_seconds", value=max(0.0, time.time() - _seconds(alert.window_end)))
-        item = ReceiptItem(id=f"{alert.id}.{alert.seq}", outcome="accepted")
-        receipt = seal(Receipt(device=alert.device, items=(item,)), RECEIPT_TYPE, self._node.id, self._node.signer)
-        self._shell.publish(Publish(self._topics.receipt(alert.device), receipt, qos=0))
+        self._shell.publish(self._say.receipt(alert.device, f"{alert.id}.{alert.seq}"))
 
     def _connected(self, session_present: bool) -> None:
         self._metrics.inc("broker_connects")
@@ -234,9 +239,16 @@ class AggregatorService:
 
     async def _publish_again(self) -> None:
         """The broker may have forgotten everything: put all retained state back."""
-        self._put_out(await asyncio.to_thread(self._registry.retained))
         for task in self._machines:
             await self._handle(task, Connected())
+        while True:
+            try:
+                self._put_out(await asyncio.to_thread(self._registry.retained))
+            except (TransientError, ConfigError) as error:
+                log.error("%s; trying again", error)
+                await asyncio.sleep(RELEASE_RETRY_S)
+            else:
+                return
 
     # -- machines -----------------------------------------------------------------------------------------------------
 
@@ -272,12 +284,18 @@ class AggregatorService:
                 released, publication = await asyncio.to_thread(
                     self._releases[task].release, effect.candidate, effect.plan, time.time()
                 )
-            except TransientError as error:
-                log.warning("release of %s: %s", task, error)
+            except (TransientError, ConfigError) as error:
+                # A missing key or a read-only disk can be mended while the candidate waits.
+                log.error("release of %s: %s; trying again", task, error)
                 await asyncio.sleep(RELEASE_RETRY_S)
             except (PeerError, RefusedError) as error:
                 log.error("release of %s: %s", task, error)
                 await self._handle(task, ReleaseFailed(str(error)[:200]))
+                return
+            except Exception as fault:
+                # Without an answer the rounds of the task would stand still until a restart.
+                log.exception("release of %s", task)
+                await self._handle(task, ReleaseFailed(f"{type(fault).__name__}: {fault}"[:200]))
                 return
             else:
                 break

@@ -75,7 +75,6 @@ class Participation:
         self._weights: OrderedDict[str, bytes] = OrderedDict()
         self._carry_out: CarryOut | None = None
         self._turn = asyncio.Lock()
-        pipeline.on_collected = self._collected
 
     async def start(self, carry_out: CarryOut) -> None:
         """Finish what a crash interrupted."""
@@ -143,7 +142,8 @@ class Participation:
             rng=np.random.default_rng(),
         )
 
-    async def _collected(self) -> None:
+    async def collected(self) -> None:
+        """There are more rows to train on."""
         await self.handle(ExamplesAvailable(self._pipeline.detector.training_rows))
 
 

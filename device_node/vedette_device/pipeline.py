@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Final, Literal
 
 import msgpack
 
-from vedette_core.machine import Effect
+from vedette_core.machine import Effect, Publish
 from vedette_core.runtime.metrics import Metrics
 from vedette_core.runtime.storage import StateStore
 from vedette_device.detection_machine import DetectionMachine, DetectionSettings, WindowScored
@@ -67,7 +68,7 @@ class Pipeline:
             self.task,
             DetectionSettings(**section.alerts.model_dump()),
         )
-        self.on_collected: Callable[[], Awaitable[None]] | None = None
+        self.on_collected: Callable[[], None] | None = None
         self.on_scored: Callable[[int], None] | None = None
         self.on_fault: Callable[[Exception], None] | None = None
         self.fault: SourceError | None = None
@@ -117,7 +118,7 @@ class Pipeline:
         await self._stream.start()
         try:
             await carry_out(self.machine.restore(self._store.all(self.machine.prefix)))
-            await self._announce_collected()
+            self._announce_collected()
             seen = 0
             while (windows := await self._read()) is not None:
                 for tick in _ticks(windows):
@@ -221,7 +222,7 @@ class Pipeline:
         if (self.detector.phase, self.detector.is_calibratable) != before:
             log.info("%s: %s, %d training rows", self.task, self.detector.phase, self.detector.training_rows)
             self.save()
-            await self._announce_collected()
+            self._announce_collected()
         if not scored:
             return
         self._first_scored_s = self._first_scored_s or scored[0].end_s
@@ -229,17 +230,23 @@ class Pipeline:
         self._metrics.inc("windows_scored", self.task, by=len(scored))
         self._metrics.observe("score_seconds", self.task, value=(time.perf_counter() - started) / len(scored))
         for window in scored:
-            await carry_out(self.machine.handle(WindowScored(window), time.time()))
+            effects = self.machine.handle(WindowScored(window), time.time())
+            self._count_alerts(effects)
+            await carry_out(effects)
         if self.on_scored is not None:
             self.on_scored(len(scored))
 
-    def count_opened(self) -> None:
-        """An alert was opened."""
-        self._alerts_opened += 1
+    def _count_alerts(self, effects: Sequence[Effect]) -> None:
+        """Count what is new: what `run` publishes again after a restart was counted when it was."""
+        for effect in effects:
+            if isinstance(effect, Publish):
+                document = json.loads(effect.payload)
+                self._alerts_opened += document["state"] == "open"
+                self._metrics.inc("alerts", self.task, document["state"], document["severity"])
 
-    async def _announce_collected(self) -> None:
+    def _announce_collected(self) -> None:
         if self.detector.training_rows and self.on_collected is not None:
-            await self.on_collected()
+            self.on_collected()
 
     def _count_records(self) -> None:
         for name, count in self._stream.counters().items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Final, Protocol
 
 from vedette_schemas.errors import TransientError
@@ -27,10 +28,11 @@ class RetainedReader:
     Args:
         link: the session.
         loop: the loop that the session runs on.
+        kept: topics that somebody else is subscribed to all the time: they are asked for again, and never left.
     """
 
-    def __init__(self, link: Subscriber, loop: asyncio.AbstractEventLoop) -> None:
-        self._link, self._loop = link, loop
+    def __init__(self, link: Subscriber, loop: asyncio.AbstractEventLoop, kept: Collection[str] = ()) -> None:
+        self._link, self._loop, self._kept = link, loop, frozenset(kept)
         self._waiting: dict[str, asyncio.Future[bytes]] = {}
         self._readers: dict[str, int] = {}
 
@@ -48,11 +50,14 @@ class RetainedReader:
             raise TransientError(f"{topic}: found nothing retained within {timeout_s:g} s") from fault
 
     def take(self, topic: str, payload: bytes) -> bool:
-        """Offer a message that came in; tells whether somebody waited for it. An empty payload is no message."""
+        """Offer a message that came in; tells whether somebody waited for it. An empty payload is no message.
+
+        A message behind the one that was waited for is news, and nobody's answer.
+        """
         waiting = self._waiting.get(topic)
-        if waiting is None:
+        if waiting is None or waiting.done():
             return False
-        if payload and not waiting.done():
+        if payload:
             waiting.set_result(payload)
         return True
 
@@ -71,4 +76,5 @@ class RetainedReader:
             self._readers[topic] -= 1
             if not self._readers[topic]:
                 del self._readers[topic], self._waiting[topic]
-                await self._link.unsubscribe(topic)
+                if topic not in self._kept:
+                    await self._link.unsubscribe(topic)

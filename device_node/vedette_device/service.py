@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import secrets
 import signal
 import time
 from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final, Literal
 
@@ -155,7 +155,7 @@ class DeviceService:
                 raise pipeline.fault
 
     async def _watch(self) -> None:
-        await asyncio.gather(*(p.run(self._quick(p)) for p in self._pipelines.values()))
+        await asyncio.gather(*(p.run(self._carry_out_quickly) for p in self._pipelines.values()))
 
     # -- putting it together ------------------------------------------------------------------------------------------
 
@@ -168,7 +168,9 @@ class DeviceService:
 
     async def _assemble(self) -> None:
         state_dir, training = self._settings.state_dir, asyncio.Lock()
-        self._reader = RetainedReader(self._link, asyncio.get_running_loop())
+        self._reader = RetainedReader(
+            self._link, asyncio.get_running_loop(), kept=(self._topics.trust(TIMESTAMP_FILE),)
+        )
         self._trust = TrustClient(
             state_dir / "trust",
             self._settings.identity.trust_root,
@@ -185,10 +187,15 @@ class DeviceService:
             self._participations[task] = Participation(
                 pipeline, self._node, self._topics, self._store, self._trust, training
             )
+            pipeline.on_collected = partial(self._announce_rows, task)
         for updates in self._updates.values():
             await updates.start(self._carry_out)
         for participation in self._participations.values():
             await participation.start(self._carry_out)
+
+    def _announce_rows(self, task: str) -> None:
+        # In the background: a participant may wait for room on the disk, and detection does not.
+        self._start(self._participations[task].collected(), f"rows-{task}")
 
     # -- what comes in ------------------------------------------------------------------------------------------------
 
@@ -196,8 +203,6 @@ class DeviceService:
         kind = "unknown"
         try:
             kind = self._topics.parse(message.topic).kind
-            if message.topic == self._topics.trust(TIMESTAMP_FILE):
-                self._refresh_wanted.set()
             if not self._reader.take(message.topic, message.payload) and message.payload:
                 await self._sort(kind, message)
         except PeerError as error:
@@ -208,6 +213,9 @@ class DeviceService:
 
     async def _sort(self, kind: str, message: MqttMessage) -> None:
         if kind in ("trust", "artifact"):
+            # What a refresh reads itself does not come here: it would ask for the next refresh for ever.
+            if message.topic == self._topics.trust(TIMESTAMP_FILE):
+                self._refresh_wanted.set()
             return
         event = self._intake.take(message.topic, message.payload)
         match event:
@@ -239,22 +247,9 @@ class DeviceService:
     async def _carry_out(self, effects: Sequence[Effect]) -> None:
         await self._shell.carry_out(effects, self._special)
 
-    def _quick(self, pipeline: Pipeline) -> Any:
+    async def _carry_out_quickly(self, effects: Sequence[Effect]) -> None:
         """For detection: a full disk must not hold an alert back, it is worth more than the record of it."""
-
-        async def carry_out(effects: Sequence[Effect]) -> None:
-            for effect in effects:
-                if isinstance(effect, Publish):
-                    self._count_alert(pipeline, effect)
-            await self._shell.carry_out(effects, must_persist=False)
-
-        return carry_out
-
-    def _count_alert(self, pipeline: Pipeline, effect: Publish) -> None:
-        document = json.loads(effect.payload)
-        if document["state"] == "open":
-            pipeline.count_opened()
-        self._metrics.inc("alerts", pipeline.task, document["state"], document["severity"])
+        await self._shell.carry_out(effects, must_persist=False)
 
     async def _special(self, effect: Effect) -> None:
         if isinstance(effect, Train):

@@ -38,7 +38,7 @@ from vedette_device.update_events import (
 from vedette_device.update_machine import UpdateMachine
 from vedette_device.update_state import Phase
 from vedette_device.verified_release import Backend
-from vedette_schemas.errors import PeerError, RefusedError, TransientError, VedetteError
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
 
 log = logging.getLogger("vedette.updates")
 
@@ -141,7 +141,8 @@ class Updates:
             else:
                 data = await asyncio.to_thread(self._trust.download, effect.target)
                 self._slots.stage(model, data)
-        except TransientError as error:
+        except (TransientError, ConfigError) as error:
+            # A disk that went read-only must not end the node: it detects with what it has.
             return FetchFailed(model.sha256, str(error), transient=True)
         except (PeerError, RefusedError) as error:
             return FetchFailed(model.sha256, str(error), transient=False)

@@ -66,3 +66,18 @@ def test_two_readers_of_one_topic_share_a_subscription() -> None:
         assert link.filters == []
 
     asyncio.run(scenario())
+
+
+def test_a_topic_that_somebody_else_listens_to_is_not_left_and_its_news_are_not_swallowed() -> None:
+    async def scenario() -> None:
+        link = Link({"a": b"1"})
+        await link.subscribe("a")
+        reader = link.reader = RetainedReader(link, asyncio.get_running_loop(), kept=("a",))
+        reading = asyncio.create_task(reader._read("a", 5.0))
+        while not (waiting := reader._waiting.get("a")) or not waiting.done():
+            await asyncio.sleep(0)
+        assert not reader.take("a", b"newer")
+        assert await reading == b"1"
+        assert "a" in link.filters
+
+    asyncio.run(scenario())

@@ -156,3 +156,13 @@ def test_a_refused_publication_does_not_stop_the_others(tmp_path: Path) -> None:
         assert link.said == [("publish", "u")]
 
     asyncio.run(scenario())
+
+
+def test_what_is_given_up_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    database = Database(tmp_path / "state.db")
+    outbox = Outbox(database, messages_max=3)
+    shell = Shell(Link(), StateStore(database), Metrics(DEVICE_METRICS), outbox)
+    for i in range(20):
+        shell.publish(Publish("t", b"x", receipt_id=f"m{i}"))
+    assert outbox.messages == 3
+    assert len(shell._sent_at) == 3

@@ -146,3 +146,28 @@ def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="cannot open the state database"):
         Database(path)
     assert path.read_bytes().startswith(b"these are not")
+
+
+def test_only_the_owner_reads_the_file_whatever_the_folder_allows(tmp_path: Path) -> None:
+    (tmp_path / "s.db").touch(mode=0o644)
+    (tmp_path / "s.db").chmod(0o644)
+    StateStore(Database(tmp_path / "s.db")).put("key", b"secret")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("s.db", "s.db-wal", "s.db-shm"), 0o600)
+
+
+def test_a_full_disk_does_not_refuse_a_message_because_nothing_can_be_given_up_for_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Outbox(database, messages_max=1)
+    box.add(message("old", severity=1))
+
+    def full(_: OutboxMessage) -> None:
+        raise TransientError("disk full")
+
+    monkeypatch.setattr(box, "_delete", full)
+    assert box.add(message("new")) == []
+    assert box.messages == 2
+    monkeypatch.undo()
+    assert [m.id for m in box.add(message("newer"))] == ["old", "new"]
+    assert box.messages == 1

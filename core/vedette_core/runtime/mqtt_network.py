@@ -146,6 +146,8 @@ class NetworkThread:
         self._stopping = threading.Event()
         self._generation = 0
         self._generation_lock = threading.Lock()
+        self._left = 0
+        """Generation whose DISCONNECT was sent."""
         self._accepted_at: float | None = None
         self._refusal: tuple[Failure, str] | None = None
         self._errors = _LastError()
@@ -159,10 +161,17 @@ class NetworkThread:
     def stop(self, timeout_s: float) -> bool:
         """Say goodbye and end the thread; blocks for at most `timeout_s`; tells whether it ended."""
         self._stopping.set()
-        self._client.disconnect()
+        self._say_goodbye()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def _say_goodbye(self) -> None:
+        """Send one DISCONNECT a connection: after a second one, or anything else, the broker would publish the will."""
+        with self._generation_lock:
+            if self._left != self._generation:
+                self._left = self._generation
+                self._client.disconnect()
 
     def publish(self, topic: str, payload: bytes, qos: int, retain: bool) -> int | None:
         """Queue a PUBLISH; QoS 1 survives reconnects. Returns its message id, or None if paho's queue refused it."""
@@ -171,16 +180,17 @@ class NetworkThread:
 
     def subscribe(self, filters: Sequence[tuple[str, int]]) -> int | None:
         """Send one SUBSCRIBE; returns its message id, or None without a connection."""
-        return self._client.subscribe(list(filters))[1]
+        return None if self._stopping.is_set() else self._client.subscribe(list(filters))[1]
 
     def unsubscribe(self, topic_filter: str) -> None:
         """Send an UNSUBSCRIBE, if there is a connection."""
-        self._client.unsubscribe(topic_filter)
+        if not self._stopping.is_set():
+            self._client.unsubscribe(topic_filter)
 
     def acknowledge(self, generation: int, mid: int) -> None:
         """Send the PUBACK of a message, unless its connection is gone: ids start anew with the next one."""
         with self._generation_lock:
-            if generation == self._generation:
+            if generation == self._generation and not self._stopping.is_set():
                 self._client.ack(mid, 1)
 
     def _make_client(self) -> paho.Client:
@@ -237,6 +247,8 @@ class NetworkThread:
             return Failure.TLS, f"the TLS handshake failed: {fault.reason or fault}"
         except OSError as fault:
             return Failure.UNREACHABLE, fault.strerror or str(fault)
+        with self._generation_lock:
+            self._left = 0  # one that was said before there was a connection did not count
         return self._serve()
 
     def _serve(self) -> tuple[Failure, str]:
@@ -244,7 +256,7 @@ class NetworkThread:
         code = MQTTErrorCode.MQTT_ERR_SUCCESS
         while code == MQTTErrorCode.MQTT_ERR_SUCCESS:
             if self._stopping.is_set() or (self._accepted_at is None and time.monotonic() > give_up):
-                client.disconnect()
+                self._say_goodbye()
             code = client.loop(timeout=1.0)
         if self._refusal is not None:
             return self._refusal

@@ -156,10 +156,11 @@ class Shell:
             message = OutboxMessage(
                 effect.receipt_id, effect.topic, effect.payload, effect.qos, effect.retain, effect.severity
             )
+            self._sent_at[effect.receipt_id] = time.monotonic()
             for dropped in self._outbox.add(message):
+                self._sent_at.pop(dropped.id, None)
                 if self.on_dropped is not None:
                     self.on_dropped(dropped)
-            self._sent_at[effect.receipt_id] = time.monotonic()
         self._offer(effect)
 
     def _offer(self, effect: Publish) -> None:

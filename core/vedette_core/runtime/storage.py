@@ -6,6 +6,7 @@ leaves what was there; the outbox then keeps new messages in bounded memory unti
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from vedette_core.runtime.durable import PRIVATE_FILE
 from vedette_schemas.errors import ConfigError, TransientError
 
 SCHEMA_VERSION: Final = 1
@@ -46,6 +48,7 @@ class Database:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _make_private(path)
             self.connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
             self.connection.execute("PRAGMA journal_mode = WAL")
             self.connection.execute("PRAGMA synchronous = FULL")
@@ -87,6 +90,15 @@ class Database:
     def close(self) -> None:
         """Close the file."""
         self.connection.close()
+
+
+def _make_private(path: Path) -> None:
+    """Let only the owner read the file: it holds private keys of rounds. SQLite gives its log the file's own mode."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
+    try:
+        os.fchmod(handle, PRIVATE_FILE)
+    finally:
+        os.close(handle)
 
 
 class StateStore:
@@ -230,11 +242,15 @@ class Outbox:
             row = self._database.connection.execute(
                 f"SELECT {_COLUMNS} FROM outbox ORDER BY severity, position LIMIT 1"
             ).fetchone()
-            given_up.append(_message(row))
-            self._delete(given_up[-1])
+            least = _message(row)
+            try:
+                self._delete(least)
+            except TransientError:
+                break  # also giving up takes room; it is tried again with the next message
+            given_up.append(least)
         while len(self._memory) > MEMORY_MESSAGES_MAX:
-            least = min(self._memory.values(), key=lambda m: m.severity)
-            given_up.append(self._memory.pop(least.id))
+            weakest = min(self._memory.values(), key=lambda m: m.severity)
+            given_up.append(self._memory.pop(weakest.id))
         return given_up
 
     def _stored(self, message_id: str) -> OutboxMessage | None:
