@@ -5,7 +5,7 @@ PYTHON := $(shell command -v $(PYTHON) || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
-TEST_ARGS ?=
+TEST_ARGS ?= -n auto
 
 .PHONY: demo test check format bench clean
 

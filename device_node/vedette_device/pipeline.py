@@ -132,6 +132,7 @@ class Pipeline:
                     self.save()
                 self._count_records()
         finally:
+            self._count_records()
             self.save()
             await self._stream.close()
 

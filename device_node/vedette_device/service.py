@@ -101,6 +101,7 @@ class DeviceService:
         self._shell.on_published = self._count_bytes
         self._shell.on_dropped = self._count_dropped
         self._bytes_up = 0
+        self._leaving = False
         self._dropped = 0
         self._started = time.monotonic()
         self._working: set[asyncio.Task[None]] = set()
@@ -236,7 +237,7 @@ class DeviceService:
         self._start(self._after_connect(), "after-connect")
 
     async def _after_connect(self) -> None:
-        self._publish_state()
+        self._publish_state("stopped" if self._leaving else "online")
         self._shell.flush()
         self._refresh_wanted.set()
         for participation in self._participations.values():
@@ -339,6 +340,7 @@ class DeviceService:
 
     async def _leave(self, patience_s: float) -> None:
         """Say goodbye: the last report, the last receipts, and that it stopped on purpose."""
+        self._leaving = True
         if self._link.connected:
             self._publish_telemetry(qos=1)
         if not await self._shell.drained(patience_s):

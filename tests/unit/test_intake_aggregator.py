@@ -175,6 +175,53 @@ def test_alerts_are_of_the_device_and_site_whose_topic_they_come_on() -> None:
     assert refused(TOPICS.alert("gw-00"), body.replace(b'"site":"plant-1"', b'"site":"plant-2"')) == "site"
 
 
+@pytest.mark.parametrize(
+    ("found", "instead"),
+    [
+        (b'"seq":0', b'"seq":99999999999999999999'),
+        (b'"window_end":"2030-03-17', b'"window_end":"2030-99-17'),
+        (b'"window_start":"2030-03-17', b'"window_start":"0000-03-17'),
+    ],
+)
+def test_an_alert_that_nobody_could_store_or_date_is_refused(found: bytes, instead: bytes) -> None:
+    assert refused(TOPICS.alert("gw-00"), _alert().replace(found, instead)) == "schema"
+
+
+def test_an_upload_is_refused_once_the_certificate_that_it_was_learnt_from_has_ended() -> None:
+    ended = SITE.ring().learn(SITE.node("gw-00").certificate, NOW, intermediate=SITE.intermediate).not_after
+    found, body = knowing_gw00(), sealed(an_upload())
+    assert isinstance(found.take(UPLOAD_TOPIC, body, ended), UploadReceived)
+    assert refused(UPLOAD_TOPIC, body, found, now=ended + 1) == "expired"
+
+
+FORGED = seal(an_upload(), UPLOAD_TYPE, "gw-00", SITE.node("gw-01").signer)
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "late", "answer"),
+    [
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00")), 30 * 86_400, ("gw-00", checkin("gw-00").id)),
+        (UPLOAD_TOPIC, sealed(an_upload()), 30 * 86_400, ("gw-00", an_upload().id)),
+        (
+            UPLOAD_TOPIC,
+            seal(an_upload(), UPLOAD_TYPE, "gw-00", SITE.node("gw-01").signer),
+            0,
+            ("gw-00", an_upload().id),
+        ),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00"), kind=UPLOAD_TYPE), 0, None),
+        (CHECKIN_TOPIC, b"", 0, None),
+        (TOPICS.fl("gw-01", TASK, FlStep.UPLOAD), sealed(an_upload()), 0, None),
+    ],
+)
+def test_what_will_never_be_believed_is_answered_so_that_it_is_not_sent_for_ever(
+    topic: str, payload: bytes, late: float, answer: tuple[str, str] | None
+) -> None:
+    found = knowing_gw00()
+    with pytest.raises(PeerError) as caught:
+        found.take(topic, payload, NOW + late)
+    assert found.hopeless(topic, payload, caught.value) == answer
+
+
 def _alert() -> bytes:
     time = "2030-03-17T17:46:40Z"
     return codec.canonical_json(

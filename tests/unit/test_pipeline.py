@@ -1,0 +1,97 @@
+"""A detector at work: nothing that its neighbours wait for holds it up, and an alert is counted when it is new."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from vedette_core.machine import Effect, Publish
+from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics
+from vedette_core.runtime.storage import Database, StateStore
+from vedette_device.pipeline import Pipeline
+from vedette_device.service import DeviceService
+from vedette_device.settings import BrokerSection, DeviceSettings, IdentitySection, ReplaySection, SensorSection
+
+ROWS = 400
+
+
+class Neighbour:
+    """A participant whose disk is full: it never comes back."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def collected(self) -> None:
+        self.asked += 1
+        await asyncio.Event().wait()
+
+
+class Announcing(DeviceService):
+    """The part of a device that tells participants of new rows."""
+
+    def __init__(self, neighbour: Neighbour) -> None:
+        self._working = set()
+        self._participations = {"sensor": neighbour}  # type: ignore[dict-item]
+
+
+def made(folder: Path) -> Pipeline:
+    rows = [f"{1_700_000_000 + 30 * i},{i % 7},{i % 5}" for i in range(ROWS)]
+    (folder / "rows.csv").write_text("\n".join(["time_s,a,b", *rows]) + "\n")
+    sensor = SensorSection(
+        source="file",
+        path=folder / "rows.csv",
+        channels=("a", "b"),
+        period_s=30.0,
+        training_windows=64,
+        calibration_windows=32,
+        replay=ReplaySection(speed=0, wait_for_release=0),
+    )
+    identity = IdentitySection(bundle=folder, trust_root=folder / "root.json")
+    settings = DeviceSettings(
+        site="site", device="gw-1", state_dir=folder, identity=identity, broker=BrokerSection(), sensor=sensor
+    )
+    return Pipeline(settings, sensor, StateStore(Database(folder / "s.db")), Metrics(DEVICE_METRICS))
+
+
+def test_a_participant_that_waits_for_the_disk_does_not_hold_detection_up(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        pipeline, neighbour = made(tmp_path), Neighbour()
+        device = Announcing(neighbour)
+        pipeline.on_collected = lambda: device._announce_rows("sensor")
+        async with asyncio.timeout(30):
+            await pipeline.run(nothing)
+        assert neighbour.asked > 0
+        assert pipeline.detector.training_rows > 0
+        for job in device._working:
+            job.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_an_alert_that_is_said_again_after_a_restart_is_not_counted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        pipeline = made(tmp_path)
+        alert = Publish("t", b'{"state":"open","severity":"low"}', receipt_id="a.0")
+        monkeypatch.setattr(type(pipeline.machine), "restore", lambda *_: [alert])
+        said: list[Effect] = []
+
+        async def carry_out(effects: Sequence[Effect]) -> None:
+            said.extend(effects)
+
+        async with asyncio.timeout(30):
+            await pipeline.run(carry_out)
+        assert said == [alert]
+        assert pipeline.report().alerts_opened == 0
+        pipeline._count_alerts([alert])
+        assert pipeline.report().alerts_opened == 1
+
+    asyncio.run(scenario())
+
+
+async def nothing(effects: Sequence[Effect]) -> None:
+    pass
