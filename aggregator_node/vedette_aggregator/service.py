@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import time
-from collections.abc import Coroutine
 from datetime import datetime
 from functools import partial
 from itertools import product
-from typing import Any, Final
+from typing import Final
 
 from vedette_aggregator import alert_store
 from vedette_aggregator.alert_store import AlertStore
@@ -35,13 +33,14 @@ from vedette_aggregator.round_state import RoundState
 from vedette_aggregator.settings import AggregatorSettings, TaskSection
 from vedette_core.machine import Connected, Effect, Event, Publish, Tick
 from vedette_core.runtime.identity import client_context, key_ring, load_node
+from vedette_core.runtime.jobs import Jobs, run_until_signal
 from vedette_core.runtime.metrics import AGGREGATOR_METRICS, Metrics, resident_bytes
 from vedette_core.runtime.metrics import serve as serve_metrics
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, StateStore
 from vedette_schemas.alert import Alert, AlertState, Severity
-from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
 from vedette_schemas.round import Phase
 from vedette_schemas.topics import Topics
 
@@ -99,7 +98,7 @@ class AggregatorService:
         self._machines: dict[str, RoundMachine] = {}
         self._turns: dict[str, asyncio.Lock] = {}
         self._resume: dict[str, list[Effect]] = {}
-        self._working: set[asyncio.Task[None]] = set()
+        self._jobs = Jobs()
         for task in settings.tasks:
             self._add_task(task)
         self._intake = self._make_intake()
@@ -180,9 +179,10 @@ class AggregatorService:
             for job in done - {stopped}:
                 job.result()
         finally:
-            for job in (*background, *self._working):
+            for job in background:
                 job.cancel()
-            await asyncio.gather(*background, *self._working, return_exceptions=True)
+            await asyncio.gather(*background, return_exceptions=True)
+            await self._jobs.cancel()
             await self._link.stop()
             if server is not None:
                 server.shutdown()
@@ -235,7 +235,7 @@ class AggregatorService:
 
     def _connected(self, session_present: bool) -> None:
         self._metrics.inc("broker_connects")
-        self._start(self._publish_again(), "republish")
+        self._jobs.start(self._publish_again(), "republish")
 
     async def _publish_again(self) -> None:
         """The broker may have forgotten everything: put all retained state back."""
@@ -274,7 +274,7 @@ class AggregatorService:
     async def _special(self, task: str, effect: Effect) -> None:
         match effect:
             case PublishCandidate():
-                self._start(self._release(task, effect), f"release-{task}")
+                self._jobs.start(self._release(task, effect), f"release-{task}")
             case _:
                 raise AssertionError(f"nobody carries out {effect!r}")
 
@@ -339,19 +339,9 @@ class AggregatorService:
                     self._put_out(publication)
                 expires = await asyncio.to_thread(self._registry.expires)
                 self._metrics.set("trust_expiry_timestamp_seconds", value=expires["timestamp"])
-            except TransientError as error:
-                log.warning("release metadata: %s", error)
+            except VedetteError as error:
+                log.error("release metadata: %s", error)
             await asyncio.sleep(HOUSEKEEPING_S)
-
-    def _start(self, job: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(job, name=name)
-        self._working.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._working.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s failed", task.get_name(), exc_info=task.exception())
 
 
 def serve(settings: AggregatorSettings) -> None:
@@ -360,15 +350,7 @@ def serve(settings: AggregatorSettings) -> None:
     Raises:
         VedetteError: it cannot start, or cannot go on.
     """
-    service = AggregatorService(settings)
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await service.run(stop)
-
-    asyncio.run(main())
+    run_until_signal(AggregatorService(settings).run)
 
 
 def _seconds(time_text: str) -> float:

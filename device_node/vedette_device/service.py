@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import signal
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from typing import Any, Final, Literal
 
 from vedette_core.machine import Connected, Effect, Publish, Tick
 from vedette_core.runtime.identity import AGGREGATOR_ID, client_context, key_ring, learn_aggregator, load_node
+from vedette_core.runtime.jobs import Jobs, run_until_signal
 from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics, resident_bytes
 from vedette_core.runtime.metrics import serve as serve_metrics
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage, Will
@@ -104,7 +104,7 @@ class DeviceService:
         self._leaving = False
         self._dropped = 0
         self._started = time.monotonic()
-        self._working: set[asyncio.Task[None]] = set()
+        self._jobs = Jobs()
         self._refresh_wanted = asyncio.Event()
         self._updates: dict[str, Updates] = {}
         self._participations: dict[str, Participation] = {}
@@ -144,9 +144,10 @@ class DeviceService:
             sources.cancel()
             await asyncio.gather(sources, return_exceptions=True)
             await self._leave(patience_s)
-            for job in (*background, stopping, *self._working):
+            for job in (*background, stopping):
                 job.cancel()
-            await asyncio.gather(*background, *self._working, return_exceptions=True)
+            await asyncio.gather(*background, return_exceptions=True)
+            await self._jobs.cancel()
             await self._link.stop()
             if server is not None:
                 server.shutdown()
@@ -196,7 +197,7 @@ class DeviceService:
 
     def _announce_rows(self, task: str) -> None:
         # In the background: a participant may wait for room on the disk, and detection does not.
-        self._start(self._participations[task].collected(), f"rows-{task}")
+        self._jobs.start(self._participations[task].collected(), f"rows-{task}")
 
     # -- what comes in ------------------------------------------------------------------------------------------------
 
@@ -234,7 +235,7 @@ class DeviceService:
 
     def _connected(self, session_present: bool) -> None:
         self._metrics.inc("broker_connects")
-        self._start(self._after_connect(), "after-connect")
+        self._jobs.start(self._after_connect(), "after-connect")
 
     async def _after_connect(self) -> None:
         self._publish_state("stopped" if self._leaving else "online")
@@ -254,7 +255,7 @@ class DeviceService:
 
     async def _special(self, effect: Effect) -> None:
         if isinstance(effect, Train):
-            self._start(self._participations[effect.task].train(effect), f"train-{effect.task}")
+            self._jobs.start(self._participations[effect.task].train(effect), f"train-{effect.task}")
         elif isinstance(effect, _UPDATE_EFFECTS):
             task = effect.task if isinstance(effect, (FallBack, ReportState)) else effect.model.task
             await self._updates[task].special(effect)
@@ -371,16 +372,6 @@ class DeviceService:
                 if overdue or _is_due(updates.machine.next_deadline()):
                     updates.post(Tick())
 
-    def _start(self, job: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.get_running_loop().create_task(job, name=name)
-        self._working.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._working.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s failed", task.get_name(), exc_info=task.exception())
-
 
 def _is_due(deadline: float | None) -> bool:
     return deadline is not None and deadline <= time.time()
@@ -392,11 +383,4 @@ def serve(settings: DeviceSettings) -> None:
     Raises:
         VedetteError: it cannot start, or a source broke.
     """
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await DeviceService(settings).run(stop)
-
-    asyncio.run(main())
+    run_until_signal(lambda stop: DeviceService(settings).run(stop))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vedette_core.machine import Effect, Publish
+from vedette_core.runtime.jobs import Jobs
 from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics
 from vedette_core.runtime.storage import Database, StateStore
 from vedette_device.pipeline import Pipeline
@@ -33,7 +34,7 @@ class Announcing(DeviceService):
     """The part of a device that tells participants of new rows."""
 
     def __init__(self, neighbour: Neighbour) -> None:
-        self._working = set()
+        self._jobs = Jobs()
         self._participations = {"sensor": neighbour}  # type: ignore[dict-item]
 
 
@@ -65,8 +66,7 @@ def test_a_participant_that_waits_for_the_disk_does_not_hold_detection_up(tmp_pa
             await pipeline.run(nothing)
         assert neighbour.asked > 0
         assert pipeline.detector.training_rows > 0
-        for job in device._working:
-            job.cancel()
+        await device._jobs.cancel()
 
     asyncio.run(scenario())
 
