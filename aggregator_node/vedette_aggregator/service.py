@@ -49,7 +49,8 @@ log = logging.getLogger("vedette.aggregator")
 TICK_S: Final = 0.1
 TICK_ANYWAY_S: Final = 60.0
 """Machines get a tick this often whatever their deadline says: after the clock was set back it may be far away."""
-HOUSEKEEPING_S: Final = 5.0
+HOUSEKEEPING_S: Final = 60.0
+"""Each look at the release metadata reads them from disk; the shortest of their lives is a day."""
 CONNECT_TIMEOUT_S: Final = 30.0
 SEED_KEY: Final = "aggregator/seed"
 RELEASE_RETRY_S: Final = 5.0

@@ -1,1 +1,1 @@
-"""The only shared I/O: MQTT session, clock, storage, identity on disk, configuration, logging, metrics."""
+"""The only shared I/O: MQTT session, storage, identity on disk, configuration, logging, metrics."""
