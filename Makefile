@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?= -n auto
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench peers clean
 
 demo: $(VENV)/demo.stamp  ## set up and run the demo fleet on the recorded attacks
 	$(BIN)/vedette demo $(DEMO_ARGS)
@@ -25,9 +25,14 @@ format: $(VENV)/dev.stamp  ## put the sources into their form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/dev.stamp  ## measure every claim beside its peers, as JSON
+bench: $(VENV)/dev.stamp $(VENV)/peers.stamp  ## measure every claim beside its peers, as JSON
 	$(BIN)/python bench/capture.py --json
 	$(BIN)/python bench/score.py --json
+	$(BIN)/python bench/secagg.py --json
+	$(BIN)/python bench/secagg_exact.py --rounds 10000 --json
+	$(BIN)/python bench/poisoning.py --json
+
+peers: $(VENV)/dev.stamp $(VENV)/peers.stamp  ## peers of benchmarks that cannot share this environment
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +44,10 @@ $(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml
 $(VENV)/dev.stamp: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/demo.stamp
+
+$(VENV)/peers.stamp: $(VENV)/bin/python bench/flower_peer.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/flower -r bench/flower_peer.txt
+	touch $@
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist .vedette

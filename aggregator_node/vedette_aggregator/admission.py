@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
-from vedette_core.learning.encoding import Encoding, update_weight
+from vedette_core.crypto.agreement import BOX_OVERHEAD, shared_secret
+from vedette_core.learning.round_vector import layout_of, read_sum, ring_of, vector_bytes
+from vedette_core.learning.update_vector import vector_from_bytes
+from vedette_core.secagg.membership import committee_of
 from vedette_schemas.errors import PeerError
 from vedette_schemas.round import CheckIn, Plan, Roster, Upload, checkin_id, transcript_hash, upload_id
+from vedette_schemas.secagg import SECRET_BYTES
 
-LOSS_MAX: Final = 1e9
-"""Largest loss taken for one; anything beyond is a broken device, and would not fit the release's decimal figures."""
-RANGE_ABS_MAX: Final = 1e6
-"""Largest activation that a working model has; far above any of normalised inputs."""
+_PROBE: Final = bytes(range(32))
+"""Any private key: a point that shares no secret with it shares none with others."""
 
 
 def check_checkin(body: CheckIn, plan: Plan, newest: int) -> None:
     """Check an offer to take part.
 
     Args:
-        body: its certificate and signature are already checked.
+        body: its certificate, signature and offer are already checked.
         plan: the plan that the next round will run under.
         newest: the device's highest `seq` so far; 0 before its first check-in.
 
@@ -36,6 +37,9 @@ def check_checkin(body: CheckIn, plan: Plan, newest: int) -> None:
         raise refuse("id", f"id {body.id!r}", repr(expected_id))
     if body.seq <= newest:
         raise refuse("stale", f"number {body.seq}", f"one above {newest}")
+    shared_secret(_PROBE, body.epk)
+    if body.role == "unmask":
+        return
     if body.feature_schema != plan.feature_schema:
         raise refuse("schema", f"feature schema {body.feature_schema[:16]}", plan.feature_schema[:16])
     if body.examples_bucket < plan.training.examples_min.bit_length() - 1:
@@ -45,8 +49,10 @@ def check_checkin(body: CheckIn, plan: Plan, newest: int) -> None:
 def check_upload(upload: Upload, roster: Roster, plan: Plan) -> None:
     """Check an upload against the group that it says it is for.
 
+    Of a masked one only the shape can be told; without masks the vector is held to the roster's weight, too.
+
     Args:
-        upload: its signature, and that the sender is `upload.device`, are already checked.
+        upload: its signatures, and that the sender is `upload.device`, are already checked.
         roster: the group that the sender is a member of, in the current attempt.
         plan: the current plan.
 
@@ -68,22 +74,18 @@ def check_upload(upload: Upload, roster: Roster, plan: Plan) -> None:
     transcript = transcript_hash(roster)
     if upload.transcript != transcript:
         raise refuse("transcript", f"transcript {upload.transcript.hex()[:16]}", transcript.hex()[:16])
-    if upload.shares or upload.commitments:
-        raise refuse("protection", "shares of a masked upload", f"none under protection {plan.update.protection!r}")
-    padded = Encoding(plan.dimension, plan.update.clip_norm, b"").padded
-    if len(upload.levels) != padded:
-        raise refuse("dimension", f"{len(upload.levels)} levels", f"{padded} for {plan.dimension} weights")
-    if upload.num_examples < plan.training.examples_min:
-        raise refuse("examples", f"{upload.num_examples} examples", f"at least {plan.training.examples_min}")
-    weight = update_weight(upload.num_examples, plan.update.examples_reference, plan.update.weight_max)
-    if upload.weight != weight:
-        raise refuse("weight", f"weight {upload.weight}", f"{weight} for {upload.num_examples} examples")
-    for name, loss in (("loss_before", upload.loss_before), ("loss_after", upload.loss_after)):
-        if not (math.isfinite(loss) and abs(loss) <= LOSS_MAX):
-            raise refuse("loss", f"{name} {loss}", f"a number of at most {LOSS_MAX:g}")
-    names = [r.tensor for r in upload.ranges]
-    if len(set(names)) != len(names):
-        raise refuse("ranges", "a tensor with two activation ranges", "one a tensor")
-    for r in upload.ranges:
-        if not (-RANGE_ABS_MAX <= r.low <= r.high <= RANGE_ABS_MAX):
-            raise refuse("ranges", f"range {r.low}…{r.high} of {r.tensor!r}", f"low ≤ high within ±{RANGE_ABS_MAX:g}")
+    if len(upload.vector) != vector_bytes(plan):
+        raise refuse("dimension", f"{len(upload.vector)} bytes", f"{vector_bytes(plan)} for {plan.dimension} weights")
+    members, committee = len(roster.members), len(committee_of(roster, plan))
+    box_bytes = SECRET_BYTES * members + BOX_OVERHEAD
+    if len(upload.boxes) != committee or any(len(box) != box_bytes for box in upload.boxes):
+        raise refuse("boxes", f"{len(upload.boxes)} boxes", f"{committee} of {box_bytes} bytes")
+    commitments = members if plan.masked else 0
+    if len(upload.commitments) != commitments:
+        raise refuse("commitments", f"{len(upload.commitments)} commitments", commitments)
+    if not plan.masked:
+        vector = vector_from_bytes(upload.vector, layout_of(plan), ring_of(plan))
+        try:
+            read_sum(plan, roster, (upload.device,), vector)
+        except PeerError as fault:
+            raise PeerError(f"{who}: {fault}", reason=fault.reason) from fault

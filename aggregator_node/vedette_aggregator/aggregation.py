@@ -1,25 +1,37 @@
-"""From a round's uploads to a candidate: exact whole-number sums a group, one decoded mean, one server step."""
+"""From a round's group sums to a candidate: checks, noise, the robust rule, one server step.
+
+What comes in are sums, one a group: no function here ever sees a single device's update. With noise the order is the
+promise: the sums are noised before anything that is not the same for every update reads them, and the release is in the
+ledger before the noised result leaves (`vedette_core.privacy.ledger`).
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
-from typing import Final
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from vedette_core.learning.encoding import Encoding, Sums, decode_mean, rotation_seed, weighted_sum
+from vedette_core.learning.encoding import Encoding
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.optimiser import Moments, ServerOptimiser
-from vedette_schemas.errors import RefusedError
-from vedette_schemas.round import Plan, Roster, Upload, hash_parts, transcript_hash
-
-RANGE_WIDTHS_MAX: Final = 4.0
-"""How many median widths a merged range may stick out: bounds what one device can do to the quantiser's resolution."""
+from vedette_core.learning.robust.defence import Defence
+from vedette_core.learning.robust.norm_gate import NormHistory
+from vedette_core.learning.robust.rule import Context
+from vedette_core.learning.round_vector import encoding_of, read_sum
+from vedette_core.learning.statistics_slots import StatisticsSum, add_statistics, merge_range_histograms
+from vedette_core.learning.update_vector import GroupSum, add_group_sums, decode_group_mean
+from vedette_core.privacy.adaptive_clip import count_sigma, noisy_clipped_share, sum_multiplier
+from vedette_core.privacy.events import PrivacyEvent, Scope
+from vedette_core.privacy.ledger import Ledger
+from vedette_core.privacy.noise import add_noise, noise_sigma
+from vedette_schemas.errors import PeerError, RefusedError
+from vedette_schemas.round import Plan, Roster, hash_parts, transcript_hash
 
 Ranges = Mapping[str, tuple[float, float]]
+Entropy = Callable[[int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +67,11 @@ class Candidate:
         parent_sha256: hex digest of that release's weights file.
         plan: hex digest of the plan that the round ran under.
         weights: ``(dimension,)`` float32, finite.
-        ranges: merged activation range (low, high) a tensor, for the quantiser.
+        ranges: merged activation range (low, high) a tensor, for the quantiser; empty where none were reported.
         contributors: sorted ids of the devices whose updates are in it.
         transcript: 32 bytes over the groups' transcripts and every upload's digest.
-        metrics: ``loss_before loss_after participants groups weight clipped_share update_norm``.
+        metrics: ``participants groups groups_dropped weight clipped_share update_norm``, and where participants report
+            them ``loss_before loss_after``.
         optimiser: state of the server's optimiser after it.
     """
 
@@ -91,58 +104,198 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Contribution:
-    """An accepted upload, with the sha256 of the sealed message that it came in."""
+class OpenedGroup:
+    """A group whose sum is open.
 
-    upload: Upload
-    digest: bytes
+    Attributes:
+        roster: the group's.
+        digests: SHA-256 of each survivor's sealed upload, by device.
+        total: sum of the survivors' vectors, in the plan's ring, without masks.
+    """
+
+    roster: Roster
+    digests: Mapping[str, bytes]
+    total: npt.NDArray[np.unsignedinteger[Any]] = field(repr=False)
 
 
-def encoding_of(plan: Plan, roster: Roster) -> Encoding:
-    """The encoding that every participant of an attempt shares, whatever its group."""
-    seed = rotation_seed(
-        task=roster.task,
-        round_number=roster.round,
-        attempt=roster.attempt,
-        model=roster.model,
-        plan=roster.plan,
-        beacon=roster.beacon,
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a round says about a group, for the record of its members.
+
+    Attributes:
+        members: whose updates were in the sum.
+        dropped: why it does not count; empty if it does.
+        mean: its mean update, where its sum could be read.
+    """
+
+    members: tuple[str, ...]
+    dropped: str = ""
+    mean: Float32 | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """What came of an attempt's sums.
+
+    Attributes:
+        candidate: the candidate.
+        groups: what is said about each group, by gid.
+        norms: usual norms, with this round's.
+        event: the release for the ledger.
+        clipped_share: share of clipped updates, noised where the plan asks for noise.
+        update: ``(dimension,)`` float32 that the groups' means became.
+    """
+
+    candidate: Candidate
+    groups: Mapping[int, Judged]
+    norms: NormHistory
+    event: PrivacyEvent
+    clipped_share: float
+    update: Float32 = field(repr=False)
+
+
+def release_event(plan: Plan, number: int, attempt: int, devices: Sequence[str]) -> PrivacyEvent:
+    """What the ledger must hold before anything of an attempt leaves."""
+    return PrivacyEvent(
+        task=plan.task,
+        round=number,
+        attempt=attempt,
+        noise_multiplier=plan.privacy.noise_multiplier,
+        clip_norm=plan.update.clip_norm,
+        weight_max=plan.update.weight_max,
+        scope=Scope(plan.privacy.scope),
+        devices=tuple(sorted(devices)),
     )
-    return Encoding(plan.dimension, plan.update.clip_norm, seed)
 
 
 def aggregate_round(
     plan: Plan,
-    rosters: Sequence[Roster],
-    contributions: Mapping[str, Contribution],
+    groups: Sequence[OpenedGroup],
     model: GlobalModel,
     optimiser: ServerOptimiser,
-) -> Candidate:
-    """Aggregate an attempt. The same input gives the same candidate, to the last bit.
+    *,
+    defence: Defence,
+    norms: NormHistory,
+    root: Float32 | None,
+    ledger: Ledger,
+    entropy: Entropy,
+    adapts: bool = False,
+) -> Aggregate:
+    """Aggregate an attempt.
+
+    Without noise the same input gives the same candidate, to the last bit; with noise it is drawn once, and what came
+    of it is written down before it leaves.
 
     Args:
         plan: the attempt's plan.
-        rosters: the groups that have enough survivors, by gid; at least one.
-        contributions: accepted uploads by device; each is of a member of one of the groups.
+        groups: the groups that were opened, by gid; at least one.
         model: what the round started from.
         optimiser: the server's optimiser.
+        defence: the robust rule and its gates.
+        norms: usual norms of the groups' means.
+        root: update trained on the aggregator's own clean root set, where there is one.
+        ledger: of the task; it is asked, and not changed.
+        entropy: for the noise.
+        adapts: whether the share of clipped updates is used, so that it costs some of the noise.
 
     Raises:
-        RefusedError: the step leads to weights that are not finite: the candidate is refused, the model stays.
-        PeerError: a group's sum is none that its members' encodings can have.
+        RefusedError: rule ``quorum``: too few updates are in sums that hold; others: the budget is used up, the step
+            leads to weights that are not finite, or nothing passed the defence. The released model stays.
     """
-    first = rosters[0]
+    first = groups[0].roster
     encoding = encoding_of(plan, first)
-    total: Sums = np.zeros(encoding.padded, np.int64)
-    weight_sum = 0
-    survivors: list[Contribution] = []
-    for roster in rosters:
-        group = [contributions[m.device] for m in roster.members if m.device in contributions]
-        group_sum, group_weight = _sum_group(group)
-        total += group_sum
-        weight_sum += group_weight
-        survivors += group
-    mean = decode_mean(total, weight_sum, encoding)
+    judged: dict[int, Judged] = {}
+    sound: list[tuple[OpenedGroup, GroupSum]] = []
+    for group in groups:
+        members = tuple(sorted(group.digests))
+        try:
+            sound.append((group, read_sum(plan, group.roster, members, group.total)))
+        except PeerError as fault:
+            judged[group.roster.gid] = Judged(members, fault.reason)
+    devices = sorted(device for group, _ in sound for device in group.digests)
+    if len(devices) < plan.groups.quorum:
+        reasons = ", ".join(f"group {gid}: {j.dropped}" for gid, j in sorted(judged.items())) or "none dropped"
+        raise RefusedError(
+            f"round {first.round}.{first.attempt}: found {len(devices)} updates in sums that hold ({reasons}), "
+            f"expected a quorum of {plan.groups.quorum}",
+            rule="quorum",
+        )
+    event = release_event(plan, first.round, first.attempt, devices)
+    ledger.check(event)
+    clipped = sum(s.clipped for _, s in sound)
+    clipped_share, sums_multiplier = _split_noise(plan, clipped, len(devices), entropy, adapts)
+    if plan.privacy.noise_multiplier > 0 and plan.privacy.scope == "total":
+        total = add_group_sums(s for _, s in sound)
+        mean = decode_group_mean(_noised(total, plan, encoding, sums_multiplier, entropy), encoding)
+        norms_after, used = norms, len(sound)
+        judged |= {group.roster.gid: Judged(tuple(sorted(group.digests))) for group, _ in sound}
+    else:
+        noised = [s if not sums_multiplier else _noised(s, plan, encoding, sums_multiplier, entropy) for _, s in sound]
+        means = np.stack([decode_group_mean(s, encoding) for s in noised])
+        shares = np.array([float(s.weight) for s in noised])
+        result = defence.aggregate(means, shares, Context(root=root, running_norm=norms.running))
+        mean, norms_after = result.delta, norms.after(result.median_norm)
+        why = dict(result.dropped)
+        used = len(sound) - len(why)
+        judged |= {
+            group.roster.gid: Judged(tuple(sorted(group.digests)), why.get(i, ""), means[i])
+            for i, (group, _) in enumerate(sound)
+        }
+    weights, after = _step(plan, model, mean, optimiser, first.round)
+    statistics = _statistics(s for _, s in sound)
+    metrics = {
+        "participants": float(len(devices)),
+        "groups": float(len(sound)),
+        "groups_dropped": float(len(groups) - used),
+        "weight": float(sum(s.weight for _, s in sound)),
+        "clipped_share": clipped_share,
+        "update_norm": float(np.linalg.norm(mean.astype(np.float64))),
+    }
+    if statistics is not None:
+        metrics |= {"loss_before": statistics.loss_before, "loss_after": statistics.loss_after}
+    candidate = Candidate(
+        task=plan.task,
+        round=first.round,
+        attempt=first.attempt,
+        parent_version=model.version,
+        parent_sha256=model.sha256,
+        plan=first.plan,
+        weights=weights,
+        ranges=merge_range_histograms(statistics.ranges, statistics.survivors) if statistics is not None else {},
+        contributors=tuple(devices),
+        transcript=_round_transcript([group for group, _ in sound]),
+        metrics=metrics,
+        optimiser=after,
+    )
+    return Aggregate(candidate, judged, norms_after, event, clipped_share, mean)
+
+
+def _split_noise(plan: Plan, clipped: int, devices: int, entropy: Entropy, adapts: bool) -> tuple[float, float]:
+    """The share of clipped updates as it may be used, and what multiplier is left for the sums.
+
+    With noise, the plan's multiplier pays for both: the count has its own noise, and the sums get a little more.
+    """
+    z = plan.privacy.noise_multiplier
+    if z == 0:
+        return clipped / devices, 0.0
+    if not adapts:
+        return 0.0, z
+    sigma = count_sigma(devices, z)
+    return noisy_clipped_share(clipped, devices, sigma, entropy), sum_multiplier(z, sigma)
+
+
+def _noised(total: GroupSum, plan: Plan, encoding: Encoding, multiplier: float, entropy: Entropy) -> GroupSum:
+    if plan.update.noise_sigma > 0:
+        return total  # the devices brought it: any survivors_min of them have at least as much
+    sigma = noise_sigma(multiplier, plan.update.clip_norm, plan.update.weight_max, encoding.step)
+    return GroupSum(
+        add_noise(total.levels, sigma, entropy), total.weight, total.survivors, total.clipped, total.statistics
+    )
+
+
+def _step(
+    plan: Plan, model: GlobalModel, mean: Float32, optimiser: ServerOptimiser, number: int
+) -> tuple[Float32, Moments]:
     state = model.optimiser
     fresh = optimiser.initial_state(plan.dimension)
     if state.first.shape != fresh.first.shape:
@@ -151,73 +304,25 @@ def aggregate_round(
         weights, after = optimiser.apply(model.weights, mean, state)
     if not np.isfinite(weights).all():
         raise RefusedError(
-            f"round {first.round}: found {int((~np.isfinite(weights)).sum())} weights of {plan.dimension} that are "
+            f"round {number}: found {int((~np.isfinite(weights)).sum())} weights of {plan.dimension} that are "
             "not finite after the server's step, expected none; the released model stays",
             rule="finite",
         )
-    uploads = [c.upload for c in survivors]
-    return Candidate(
-        task=plan.task,
-        round=first.round,
-        attempt=first.attempt,
-        parent_version=model.version,
-        parent_sha256=model.sha256,
-        plan=first.plan,
-        weights=weights.astype(np.float32),
-        ranges=merge_ranges(uploads),
-        contributors=tuple(sorted(u.device for u in uploads)),
-        transcript=_round_transcript(rosters, survivors),
-        metrics=_metrics(uploads, len(rosters), weight_sum, float(np.linalg.norm(mean.astype(np.float64)))),
-        optimiser=after,
-    )
+    return weights.astype(np.float32), after
 
 
-def merge_ranges(uploads: Sequence[Upload]) -> dict[str, tuple[float, float]]:
-    """Smallest and largest activation a tensor over all devices, outliers held back.
-
-    A tensor counts if at least half of the devices report it. Its range is the devices' minimum and maximum, but
-    sticks out of the median range by no more than `RANGE_WIDTHS_MAX` median widths.
-    """
-    reported: dict[str, list[tuple[float, float]]] = {}
-    for upload in uploads:
-        for r in upload.ranges:
-            reported.setdefault(r.tensor, []).append((r.low, r.high))
-    merged: dict[str, tuple[float, float]] = {}
-    for tensor, found in sorted(reported.items()):
-        if 2 * len(found) < len(uploads):
-            continue
-        low, high = median(r[0] for r in found), median(r[1] for r in found)
-        slack = RANGE_WIDTHS_MAX * max(high - low, 0.0)
-        merged[tensor] = (
-            max(min(r[0] for r in found), low - slack),
-            min(max(r[1] for r in found), high + slack),
-        )
-    return merged
+def _statistics(sums: Any) -> StatisticsSum | None:
+    total: StatisticsSum | None = None
+    for group in sums:
+        if group.statistics is not None:
+            total = group.statistics if total is None else add_statistics(total, group.statistics)
+    return total
 
 
-def _sum_group(group: Sequence[Contribution]) -> tuple[Sums, int]:
-    """The group's weighted sum: the one thing that stays visible of it once uploads are masked."""
-    levels = np.frombuffer(b"".join(c.upload.levels for c in group), np.uint8).reshape(len(group), -1)
-    weights = np.array([c.upload.weight for c in group], np.int64)
-    return weighted_sum(levels, weights), int(weights.sum())
-
-
-def _round_transcript(rosters: Sequence[Roster], survivors: Sequence[Contribution]) -> bytes:
+def _round_transcript(groups: Sequence[OpenedGroup]) -> bytes:
     return hash_parts(
         b"vedette-round-1",
-        *(transcript_hash(r) for r in rosters),
+        *(transcript_hash(group.roster) for group in groups),
         b"uploads",
-        *sorted(c.digest for c in survivors),
+        *sorted(digest for group in groups for digest in group.digests.values()),
     )
-
-
-def _metrics(uploads: Sequence[Upload], groups: int, weight_sum: int, update_norm: float) -> dict[str, float]:
-    return {
-        "loss_before": math.fsum(u.loss_before * u.weight for u in uploads) / weight_sum,
-        "loss_after": math.fsum(u.loss_after * u.weight for u in uploads) / weight_sum,
-        "participants": float(len(uploads)),
-        "groups": float(groups),
-        "weight": float(weight_sum),
-        "clipped_share": sum(u.clipped for u in uploads) / len(uploads),
-        "update_norm": update_norm,
-    }

@@ -6,20 +6,30 @@ that the topic belongs to, and signed bodies are signed by it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
-from vedette_aggregator.round_events import CheckInReceived, UploadReceived
+from vedette_aggregator.round_events import CheckInReceived, SharesReceived, UploadReceived, VoteReceived
 from vedette_core.crypto.certificates import CertificateRole, Identity
 from vedette_core.machine import Event
 from vedette_schemas import alert as alerts
 from vedette_schemas import codec
 from vedette_schemas.alert import Alert
-from vedette_schemas.envelope import Envelope, Verifier, unseal
+from vedette_schemas.envelope import Envelope, Verifier, pre_authentication_encoding, unseal
 from vedette_schemas.errors import PeerError
-from vedette_schemas.round import CHECKIN_TYPE, UPLOAD_TYPE, CheckIn, Upload
+from vedette_schemas.round import (
+    CHECKIN_TYPE,
+    HEADER_TYPE,
+    OFFER_TYPE,
+    UPLOAD_TYPE,
+    CheckIn,
+    Upload,
+    header_of,
+    offer_statement,
+)
+from vedette_schemas.secagg import SHARES_TYPE, VOTE_TYPE, Shares, Vote
 from vedette_schemas.telemetry import DeviceState, Telemetry
 from vedette_schemas.topics import FlStep, Parsed, Topics
 
@@ -27,6 +37,17 @@ SEQ_MAX: Final = 2**53
 """Updates of one alert: as for every count that travels, and far more than there can be."""
 HOPELESS: Final = frozenset({"expired", "signature"})
 """Reasons for which the same bytes will never be believed: their sender makes new ones, if it is told."""
+
+
+A = TypeVar("A", Vote, Shares)
+_BODIES: Final[Mapping[FlStep, type[CheckIn] | type[Upload] | type[Vote] | type[Shares]]] = {
+    FlStep.CHECKIN: CheckIn,
+    FlStep.UPLOAD: Upload,
+    FlStep.VOTE: Vote,
+    FlStep.SHARES: Shares,
+}
+_ROLES: Final = {"contribute": CertificateRole.DEVICE, "unmask": CertificateRole.COMMITTEE}
+"""Which certificate whoever checks in for a role must have."""
 
 
 class Keys(Verifier, Protocol):
@@ -82,16 +103,16 @@ class Intake:
         self._keys = keys
         self._tasks = frozenset(tasks)
 
-    def remember(self, certificates: Iterable[tuple[str, bytes, bytes]], now: float) -> tuple[str, ...]:
+    def remember(self, certificates: Iterable[tuple[str, str, bytes, bytes]], now: float) -> tuple[str, ...]:
         """Learn the keys of devices that checked in before a restart (`RoundMachine.certificates`).
 
         Returns:
             Devices whose certificate no longer holds: they must check in again before they are heard.
         """
         refused = []
-        for device, certificate, intermediate in certificates:
+        for device, role, certificate, intermediate in certificates:
             try:
-                self._learn(device, certificate, intermediate, now)
+                self._learn(device, role, certificate, intermediate, now)
             except PeerError:
                 refused.append(device)
         return tuple(refused)
@@ -114,6 +135,16 @@ class Intake:
                 return self._checkin(parsed, device, payload, now)
             case "fl", FlStep.UPLOAD:
                 return self._upload(parsed, device, payload, now)
+            case "fl", FlStep.VOTE:
+                vote = self._answer(Vote, VOTE_TYPE, parsed, device, payload, now)
+                _same("vote", "member", vote.member, device)
+                _same("vote", "task", vote.task, parsed.task)
+                return VoteReceived(vote, payload)
+            case "fl", FlStep.SHARES:
+                shares = self._answer(Shares, SHARES_TYPE, parsed, device, payload, now)
+                _same("shares", "member", shares.member, device)
+                _same("shares", "task", shares.task, parsed.task)
+                return SharesReceived(shares, payload)
             case "alert", _:
                 body = alerts.decode(payload)
                 _same("alert", "site", body.site, self._topics.site)
@@ -145,7 +176,7 @@ class Intake:
             return None
         try:
             body = codec.unpack(Envelope, payload).body
-            claimed = codec.unpack(CheckIn, body) if parsed.step is FlStep.CHECKIN else codec.unpack(Upload, body)
+            claimed = codec.unpack(_BODIES[parsed.step], body)
         except PeerError:
             return None
         return parsed.device, claimed.id
@@ -155,28 +186,41 @@ class Intake:
         # which must hold up to the site's root for this very device.
         self._check_task(parsed)
         claimed = codec.unpack(CheckIn, codec.unpack(Envelope, payload).body)
-        self._learn(device, claimed.certificate, claimed.intermediate, now)
+        self._learn(device, claimed.role, claimed.certificate, claimed.intermediate, now)
         body, _ = unseal(CheckIn, payload, CHECKIN_TYPE, self._keys, sender=device)
         _same("check-in", "device", body.device, device)
         _same("check-in", "task", body.task, parsed.task)
+        statement = offer_statement(body.task, device, body.seq, body.epk, body.role)
+        self._keys.verify(device, body.offer, pre_authentication_encoding(OFFER_TYPE, device, statement))
         return CheckInReceived(body)
 
     def _upload(self, parsed: Parsed, device: str, payload: bytes, now: float) -> UploadReceived:
         self._check_task(parsed)
         body, _ = unseal(Upload, payload, UPLOAD_TYPE, self._keys, sender=device)
-        not_after = self._keys.identity(device).not_after
-        if not_after < now:
-            raise PeerError(
-                f"upload of {device}: found a certificate that ended {now - not_after:.0f} s ago, expected a new one",
-                reason="expired",
-            )
+        self._check_current(device, now)
         _same("upload", "device", body.device, device)
         _same("upload", "task", body.task, parsed.task)
+        header = codec.pack(header_of(body))
+        self._keys.verify(device, body.header, pre_authentication_encoding(HEADER_TYPE, device, header))
         return UploadReceived(body, payload)
 
-    def _learn(self, device: str, certificate: bytes, intermediate: bytes, now: float) -> None:
+    def _answer(self, cls: type[A], kind: str, parsed: Parsed, member: str, payload: bytes, now: float) -> A:
+        self._check_task(parsed)
+        body, _ = unseal(cls, payload, kind, self._keys, sender=member)
+        self._check_current(member, now)
+        return body
+
+    def _check_current(self, sender: str, now: float) -> None:
+        not_after = self._keys.identity(sender).not_after
+        if not_after < now:
+            raise PeerError(
+                f"message of {sender}: found a certificate that ended {now - not_after:.0f} s ago, expected a new one",
+                reason="expired",
+            )
+
+    def _learn(self, device: str, role: str, certificate: bytes, intermediate: bytes, now: float) -> None:
         try:
-            self._keys.learn(certificate, now, intermediate=intermediate, sender=device, role=CertificateRole.DEVICE)
+            self._keys.learn(certificate, now, intermediate=intermediate, sender=device, role=_ROLES[role])
         except PeerError:
             raise
         except Exception as fault:

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,11 +28,12 @@ from vedette_aggregator.registry_files import (
     RepositoryFiles,
     RepositoryState,
 )
+from vedette_core.crypto.beacon import BEACON_EPOCHS
 from vedette_core.runtime.durable import write_durable
 from vedette_schemas import codec
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.model import MODEL_BYTES_MAX, ReleaseTarget, Variant, parse_custom, target_path
-from vedette_schemas.trust import TIMESTAMP_FILE
+from vedette_schemas.trust import TIMESTAMP_FILE, BeaconAnchor
 
 RELEASES_KEPT: Final = 3
 """Releases a task that stay on disk: the active one, the one before, and one more to go back to."""
@@ -40,6 +42,15 @@ WITHDRAWN_MAX: Final = 256
 _FORMATS: Final[Mapping[Variant, str]] = {Variant.WEIGHTS: "weights", Variant.PLAN: "plan"}
 
 Releases = dict[int, dict[Variant, TargetFile]]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedTarget:
+    """One file of a kept release, as signed metadata describe it: bytes, hex digest, and what it says of itself."""
+
+    length: int
+    sha256: str
+    custom: ReleaseTarget
 
 
 class Registry:
@@ -210,17 +221,47 @@ class Registry:
             raise RefusedError(f"release {task} {version}: found no {variant.value} target", rule="version")
         return parse_custom(found.custom), self._files.artifact(found.hashes["sha256"])
 
+    def listed(self, task: str, version: int) -> dict[Variant, ListedTarget]:
+        """Every file of a kept release, by variant; none of them is read.
+
+        Raises:
+            RefusedError: there is no such release.
+        """
+        release = _releases(self._role(self._files.load(), task)).get(version)
+        if release is None:
+            kept = ", ".join(map(str, self.versions(task))) or "none"
+            raise RefusedError(
+                f"release {task} {version}: not found, expected one of those kept: {kept}", rule="version"
+            )
+        return {v: ListedTarget(t.length, t.hashes["sha256"], parse_custom(t.custom)) for v, t in release.items()}
+
     def expires(self) -> dict[str, float]:
         """When each signed file ends, epoch seconds by role; root and targets need the offline keys before that."""
         state = self._files.load()
         top = {"root": state.root, "targets": state.targets, "snapshot": state.snapshot, "timestamp": state.timestamp}
         return {role: signed.expires.timestamp() for role, signed in (top | dict(state.roles)).items()}
 
-    def renew(self, offline_keys: Path, now: float, rotate: Iterable[str] = ()) -> Publication:
+    @property
+    def beacon_anchor(self) -> BeaconAnchor:
+        """The public end of the site's beacon chain; see `registry_ceremony.beacon_of`."""
+        return registry_ceremony.beacon_of(self._files.load().root)
+
+    def beacon(self, epoch: int) -> bytes:
+        """The 32 bytes that assign devices to groups in an epoch (1 and up); nobody else may see them before it begins.
+
+        Raises:
+            ConfigError: there is no anchor, the chain is used up, or its seed is missing or another one.
+        """
+        with self._files.locked():
+            return self._files.beacon_chain(self.beacon_anchor).value(epoch)
+
+    def renew(
+        self, offline_keys: Path, now: float, rotate: Iterable[str] = (), *, beacon_epochs: int = BEACON_EPOCHS
+    ) -> Publication:
         """Renew root and targets with the offline keys; see `registry_ceremony.renew`. Returns what to retain."""
         with self._files.locked():
             self._remember_withdrawn(self._files.load(verify=False))
-        registry_ceremony.renew(self._files.directory, offline_keys, now, set(rotate))
+        registry_ceremony.renew(self._files.directory, offline_keys, now, set(rotate), beacon_epochs=beacon_epochs)
         return self.retained()
 
     def _commit(

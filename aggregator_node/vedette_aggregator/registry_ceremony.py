@@ -1,8 +1,11 @@
 """What needs the offline keys: making a release repository, and replacing keys or expiry dates once a year.
 
 Root and top-level targets are signed by keys in ``root-keys/``, which the operator moves to a place without a network
-right after `create_repository`. Whoever takes the aggregator then gets the online keys only; `renew` replaces those,
-and every device follows without being touched.
+right after `create_repository`. Whoever takes the aggregator then gets the online keys and the seed of the beacon only;
+`renew` replaces those, and every device follows without being touched.
+
+The anchor of the beacon stands in the root: of all signed files only a root can never be shown again to a device that
+has followed a newer one, even by somebody who has every online key.
 
 Source: The Update Framework specification 1.0.34, §6.1 (key management and migration).
 """
@@ -10,11 +13,12 @@ Source: The Update Framework specification 1.0.34, §6.1 (key management and mig
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey  # type: ignore[attr-defined]
 from tuf.api.metadata import (  # type: ignore[attr-defined]  # its public names, imported there without __all__
@@ -36,6 +40,7 @@ from vedette_aggregator.registry_files import (
     expiry,
     meta_file,
 )
+from vedette_core.crypto.beacon import BEACON_EPOCHS, SEED_BYTES, BeaconChain
 from vedette_core.runtime.durable import (
     file_error,
     make_directory,
@@ -43,14 +48,25 @@ from vedette_core.runtime.durable import (
     synchronise_directory,
     write_durable,
 )
-from vedette_schemas.errors import ConfigError
+from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.topics import TASK_PATTERN, check_id
-from vedette_schemas.trust import ROLE_NAMES, TASKS_MAX, TIMESTAMP_FILE
+from vedette_schemas.trust import (
+    BEACON_EPOCHS_MAX,
+    BEACON_FIELD,
+    ROLE_NAMES,
+    TASKS_MAX,
+    TIMESTAMP_FILE,
+    BeaconAnchor,
+    parse_anchor,
+)
 
 ROOT_KEYS_MAX: Final = 16
 """Most root keys: more people than that do not meet for a ceremony, and the root file has to stay small."""
 ONLINE_ROLES: Final = ("timestamp", "snapshot", "release")
-"""Whose keys are in ``keys/``: ``release`` signs the delegated role of every task."""
+"""Whose keys are in ``keys/``, beside the beacon's seed: ``release`` signs the delegated role of every task."""
+BEACON: Final = "beacon"
+"""What `renew` rotates to give the site another beacon chain."""
+ONLINE_SECRETS: Final = (*ONLINE_ROLES, BEACON)
 OFFLINE_DIRECTORY: Final = "root-keys"
 _SITE_FIELD: Final = "x-vedette-site"
 
@@ -98,25 +114,37 @@ def create_repository(
         raise file_error(fault, f"create the release repository {directory}") from fault
 
 
-def renew(directory: Path, offline_keys: Path, now: float, rotate: Collection[str] = ()) -> None:
-    """Sign a new root and new top-level targets with the offline keys, and replace online keys if asked.
+def renew(
+    directory: Path,
+    offline_keys: Path,
+    now: float,
+    rotate: Collection[str] = (),
+    *,
+    beacon_epochs: int = BEACON_EPOCHS,
+) -> None:
+    """Sign a new root and new top-level targets with the offline keys, and replace online secrets if asked.
 
-    After online keys were stolen, rotate all three: devices then forget what the thief signed, even version numbers
-    that he ran up (fast-forward). May be repeated if it was cut short.
+    After online keys were stolen, rotate all four: devices then forget what the thief signed, even version numbers
+    that he ran up (fast-forward), and believe no value of the beacon whose seed he has. May be repeated if it was cut
+    short.
 
     Args:
         directory: the repository.
         offline_keys: directory with at least the threshold of root keys, and the targets key.
         now: epoch seconds.
-        rotate: which of `ONLINE_ROLES` get a new key.
+        rotate: which of `ONLINE_SECRETS` are replaced.
+        beacon_epochs: length of a new beacon chain. Epochs count on, so that a chain that was used up needs a longer
+            one.
 
     Raises:
-        ConfigError: too few offline keys, an unknown role, or the repository is damaged.
+        ConfigError: too few offline keys, an unknown role, a number that is not usable, or the repository is damaged.
         TransientError: the disk is full.
     """
-    unknown = set(rotate) - set(ONLINE_ROLES)
+    unknown = set(rotate) - set(ONLINE_SECRETS)
     if unknown:
-        raise ConfigError(f"keys to rotate: found {', '.join(sorted(unknown))}, expected some of {ONLINE_ROLES}")
+        raise ConfigError(f"keys to rotate: found {', '.join(sorted(unknown))}, expected some of {ONLINE_SECRETS}")
+    if not 1 <= beacon_epochs <= BEACON_EPOCHS_MAX:
+        raise ConfigError(f"epochs of the beacon: found {beacon_epochs}, expected 1 to {BEACON_EPOCHS_MAX}")
     files = RepositoryFiles(directory)
     with files.locked():
         before = files.load(verify=False)
@@ -132,6 +160,8 @@ def renew(directory: Path, offline_keys: Path, now: float, rotate: Collection[st
                 for keyid in list(targets.get_delegated_role(task).keyids):
                     targets.revoke_key(keyid, task)
                 targets.add_key(replaced["release"], task)
+        if BEACON in rotate:
+            root.unrecognized_fields[BEACON_FIELD] = _new_beacon(files, beacon_epochs)
         root.version, root.expires = before.root.version + 1, expiry(now, OFFLINE_LIFETIME)
         targets.version, targets.expires = before.targets.version + 1, expiry(now, OFFLINE_LIFETIME)
         root_bytes = files.sign(root, "root", root, offline_keys)
@@ -152,7 +182,9 @@ def renew(directory: Path, offline_keys: Path, now: float, rotate: Collection[st
         # The root goes last but for the timestamp: until then the old state is whole.
         files.write({**written, f"{root.version}.root.json": root_bytes, TIMESTAMP_FILE: timestamp_bytes})
         for role, key in replaced.items():
-            _remove_keys(files.keys, role, but=key)
+            _remove_all(files.keys.glob(f"{role}.*.pem"), but=_key_name(role, key))
+        if BEACON in rotate:
+            _remove_all(files.keys.glob(f"{BEACON}.*.seed"), but=files.seed_path(beacon_of(root)).name)
 
 
 def site_of(root: Root) -> str:
@@ -165,6 +197,25 @@ def site_of(root: Root) -> str:
     if not isinstance(site, str):
         raise ConfigError(f"root metadata: found no field {_SITE_FIELD}, expected the site's id; it is not one of ours")
     return site
+
+
+def beacon_of(root: Root) -> BeaconAnchor:
+    """The anchor of the site's beacon chain.
+
+    Raises:
+        ConfigError: the root has none, or none that can be read.
+    """
+    todo = f"renew it with the offline keys and rotate {BEACON!r}"
+    try:
+        anchor = parse_anchor(root.unrecognized_fields)
+    except PeerError as fault:
+        raise ConfigError(f"root metadata: {fault}; {todo}") from fault
+    if anchor is None:
+        raise ConfigError(
+            f"root metadata {root.version}: found no field {BEACON_FIELD}, expected the anchor of the site's beacon; "
+            f"the repository was made before there was one: {todo}"
+        )
+    return anchor
 
 
 def _check_tasks(tasks: Sequence[str]) -> None:
@@ -199,7 +250,7 @@ def _fill(
         keys=keys,
         roles=roles,
         consistent_snapshot=True,
-        unrecognized_fields={_SITE_FIELD: site},
+        unrecognized_fields={_SITE_FIELD: site, BEACON_FIELD: _new_beacon(files, BEACON_EPOCHS)},
     )
     release = online["release"]
     # Two levels below the task, as `target_path` builds them; a pattern does not match across a slash.
@@ -238,11 +289,23 @@ def _sign_top(
 def _new_key(directory: Path, name: str) -> SSlibKey:
     """Make an Ed25519 key pair and store its private half, readable by its owner only."""
     signer = CryptoSigner.generate_ed25519()
-    write_durable(directory / f"{name}.{signer.public_key.keyid[:16]}.pem", signer.private_bytes)
+    write_durable(directory / _key_name(name, signer.public_key), signer.private_bytes)
     return signer.public_key
 
 
-def _remove_keys(directory: Path, role: str, but: SSlibKey) -> None:
-    for path in directory.glob(f"{role}.*.pem"):
-        if path.name != f"{role}.{but.keyid[:16]}.pem":
+def _key_name(name: str, key: SSlibKey) -> str:
+    return f"{name}.{key.keyid[:16]}.pem"
+
+
+def _new_beacon(files: RepositoryFiles, epochs: int) -> dict[str, Any]:
+    """Draw a beacon chain and store its seed; returns the anchor as it stands in the root."""
+    seed = os.urandom(SEED_BYTES)
+    anchor = BeaconChain(seed, epochs).anchor
+    files.add_seed(seed, anchor)
+    return anchor.model_dump(mode="json")
+
+
+def _remove_all(paths: Iterable[Path], but: str) -> None:
+    for path in paths:
+        if path.name != but:
             remove_durable(path)

@@ -36,6 +36,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]  # its public names
     Timestamp,
 )
 
+from vedette_core.crypto.beacon import SEED_BYTES, BeaconChain
 from vedette_core.runtime.durable import PRIVATE_FILE, file_error, remove_durable, write_durable
 from vedette_schemas.errors import ConfigError, RefusedError
 from vedette_schemas.trust import (
@@ -44,6 +45,7 @@ from vedette_schemas.trust import (
     TARGETS_BYTES_MAX,
     TIMESTAMP_BYTES_MAX,
     TIMESTAMP_FILE,
+    BeaconAnchor,
 )
 
 TIMESTAMP_LIFETIME: Final = timedelta(hours=24)
@@ -101,7 +103,7 @@ class RepositoryFiles:
     """The directory of a TUF repository.
 
     Args:
-        directory: holds ``metadata/``, ``artifacts/`` and ``keys/`` (online keys only).
+        directory: holds ``metadata/``, ``artifacts/`` and ``keys/`` (online keys and the beacon's seed only).
     """
 
     def __init__(self, directory: Path) -> None:
@@ -302,6 +304,45 @@ class RepositoryFiles:
         if len(data) > limit:
             raise RefusedError(f"{role} metadata: found {len(data)} bytes, expected at most {limit}", rule="limit")
         return data
+
+    def add_seed(self, seed: bytes, anchor: BeaconAnchor) -> None:
+        """Store the seed of a beacon chain durably beside the online keys, readable by its owner only.
+
+        Raises:
+            TransientError: the disk is full.
+        """
+        write_durable(self.seed_path(anchor), seed)
+
+    def beacon_chain(self, anchor: BeaconAnchor) -> BeaconChain:
+        """The chain that ends in an anchor, from its seed.
+
+        Raises:
+            ConfigError: the seed is missing, others may read it, or it is another one.
+        """
+        path = self.seed_path(anchor)
+        try:
+            mode, seed = path.stat().st_mode, path.read_bytes()
+        except OSError as fault:
+            raise ConfigError(
+                f"{path}: found {fault.strerror}, expected the seed of the beacon; restore a backup, or replace the "
+                "beacon with the offline keys"
+            ) from fault
+        if mode & KEY_MODE_MASK:
+            raise ConfigError(
+                f"{path}: found mode {mode & 0o777:o}, expected 600: others can read the beacon's seed; chmod 600 it, "
+                "and replace the beacon with the offline keys if it may have been read"
+            )
+        chain = BeaconChain(seed, anchor.length) if len(seed) == SEED_BYTES else None
+        if chain is None or chain.anchor != anchor:
+            raise ConfigError(
+                f"{path}: found {len(seed)} bytes that do not lead to the anchor, expected the {SEED_BYTES} bytes of "
+                "its seed; restore a backup, or replace the beacon with the offline keys"
+            )
+        return chain
+
+    def seed_path(self, anchor: BeaconAnchor) -> Path:
+        """Where the seed of a chain is: named after its anchor, so that the next one does not overwrite it."""
+        return self.keys / f"beacon.{anchor.anchor[:16]}.seed"
 
     def prune(self, metadata: set[str], artifacts: set[str]) -> None:
         """Remove every metadata file and artifact that is not named; disk stays bounded.

@@ -9,14 +9,14 @@ from typing import Final
 import numpy as np
 
 from vedette_aggregator.aggregation import Candidate, GlobalModel
-from vedette_aggregator.artifacts import build_artifacts
+from vedette_aggregator.artifacts import assumed_ranges, build_artifacts
 from vedette_aggregator.publication import Publication
 from vedette_aggregator.registry import Registry
 from vedette_aggregator.round_events import Released
 from vedette_aggregator.settings import TaskSection
 from vedette_core.learning.network import Network, build_network
 from vedette_core.learning.optimiser import FedAdam, FedAvg, Moments, ServerOptimiser
-from vedette_core.learning.spec import dense_spec, flow_spec
+from vedette_core.learning.presets import Preset, task_spec
 from vedette_core.learning.weights_file import WeightsFile, read_weights, write_weights
 from vedette_schemas.errors import ConfigError
 from vedette_schemas.features import NETWORK_FLOWS, FeatureSchema, sensor_schema
@@ -38,12 +38,16 @@ class TaskModel:
 
     @classmethod
     def of(cls, task: TaskSection) -> TaskModel:
-        """The model of a configured task."""
+        """The model of a configured task.
+
+        Raises:
+            ConfigError: channels that make no schema, or a preset too small for them.
+        """
         if task.use_case == "network":
             schema = NETWORK_FLOWS
-            return cls(schema, build_network(flow_spec(*schema.input_shape)))
-        schema = sensor_schema(task.channels, window_s=task.period_s, history=SENSOR_HISTORY)
-        return cls(schema, build_network(dense_spec(*schema.input_shape)))
+        else:
+            schema = sensor_schema(task.channels, window_s=task.period_s, history=SENSOR_HISTORY)
+        return cls(schema, build_network(task_spec(schema, Preset(task.preset) if task.preset else None)))
 
 
 def server_optimiser(task: TaskSection) -> ServerOptimiser:
@@ -122,7 +126,7 @@ class Releases:
             candidate.weights,
             task=self._task.task,
             schema=self._model.schema,
-            ranges=candidate.ranges,
+            ranges=candidate.ranges or assumed_ranges(self._model.network, candidate.weights),
         )
         plan_digest = _digest(plan)
         files = {variant: artifact.data for variant, artifact in artifacts.items()} | {Variant.PLAN: plan}

@@ -2,29 +2,53 @@
 
 Writing the round's own record (`RoundBook.commit`) is what commits a transition. What a transition needs is written
 before it, what it makes superfluous is erased after it; `RoundBook.load` repairs whatever a crash left in between.
+
+Of an accepted upload its vector goes into its group's sum at once and is kept on disk only, so that memory grows with
+groups and not with devices.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
-from vedette_aggregator.aggregation import Contribution, GlobalModel
+import numpy as np
+import numpy.typing as npt
+
+from vedette_aggregator.aggregation import Candidate, GlobalModel, OpenedGroup
 from vedette_aggregator.round_state import (
     DeviceRecord,
     RoundKeys,
     RoundRecord,
     RoundState,
     below,
+    candidate_from_bytes,
+    candidate_to_bytes,
     model_from_bytes,
     model_to_bytes,
 )
+from vedette_aggregator.selection import Applicant
+from vedette_core.learning.round_vector import layout_of, ring_of
+from vedette_core.learning.update_vector import add_vector, vector_from_bytes, zero_vector
 from vedette_core.machine import Effect, Persist
+from vedette_core.secagg.aggregator import UploadEvidence
 from vedette_schemas import codec
 from vedette_schemas.envelope import Envelope
 from vedette_schemas.errors import ConfigError
-from vedette_schemas.round import CheckIn, Roster, Upload
+from vedette_schemas.round import CheckIn, Plan, Roster, Upload, read_plan
+
+Ring = npt.NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """An accepted upload without its vector, and the sha256 of the sealed message that it came in."""
+
+    gid: int
+    evidence: UploadEvidence
+    digest: bytes
 
 
 class RoundBook:
@@ -37,13 +61,15 @@ class RoundBook:
     Attributes:
         record: the round.
         model: what the next round starts from.
-        devices: a record a device that ever checked in.
+        devices: a record a device that ever checked in, helpers included.
         contributions: accepted uploads of the current attempt, by device.
+        sums: sum of the accepted vectors of each group of the current attempt, masked as they are, by gid.
         rosters: the groups of the current attempt, by gid.
+        candidate: what is being released.
     """
 
     def __init__(self, task: str, model: GlobalModel) -> None:
-        self._keys = RoundKeys(task)
+        self.keys = RoundKeys(task)
         self._model_stored = False
         self.model = model
         self.record = RoundRecord(
@@ -51,22 +77,71 @@ class RoundBook:
         )
         self.devices: dict[str, DeviceRecord] = {}
         self.contributions: dict[str, Contribution] = {}
+        self.sums: dict[int, Ring] = {}
         self.rosters: tuple[Roster, ...] = ()
+        self.candidate: Candidate | None = None
+
+    @property
+    def offered(self) -> Candidate:
+        """What is being released now."""
+        assert self.candidate is not None, "there is one while it is being released"
+        return self.candidate
 
     @property
     def waiting(self) -> list[str]:
         """Devices whose newest check-in has been in no roster yet."""
-        return [device for device, record in self.devices.items() if not record.used]
+        return [d for d, record in self.devices.items() if not record.used and record.checkin.role == "contribute"]
 
     @property
-    def surviving(self) -> list[Roster]:
-        """The groups that are in the candidate."""
-        contributors = set(self.record.contributors)
-        return [r for r in self.rosters if any(m.device in contributors for m in r.members)]
+    def helpers(self) -> list[str]:
+        """Helpers whose newest check-in has been in no roster yet."""
+        return [d for d, record in self.devices.items() if not record.used and record.checkin.role == "unmask"]
+
+    def expected(self, since: int) -> list[str]:
+        """Devices that the next rounds can count on: they offer to take part, or did after a round."""
+        return [
+            device
+            for device, record in self.devices.items()
+            if record.checkin.role == "contribute" and (not record.used or record.last_round > since)
+        ]
+
+    def applicant(self, device: str) -> Applicant:
+        """A waiting device as selection sees it."""
+        record = self.devices[device]
+        return Applicant(
+            device,
+            record.checkin.examples_bucket,
+            record.checkin.cohort,
+            record.checkin.sketch,
+            record.selected,
+            record.completed,
+            record.last_round,
+            record.joined_round,
+        )
 
     def roster_of(self, device: str) -> Roster | None:
         """The current group that a device is a member of."""
-        return next((r for r in self.rosters if any(m.device == device for m in r.members)), None)
+        return next((r for r in self.rosters if r.member(device) is not None), None)
+
+    def roster(self, gid: int) -> Roster | None:
+        """A current group."""
+        return next((r for r in self.rosters if r.gid == gid), None)
+
+    def survivors_of(self, gid: int) -> tuple[str, ...]:
+        """Members of a group whose upload was accepted, sorted."""
+        return tuple(sorted(device for device, c in self.contributions.items() if c.gid == gid))
+
+    def surviving(self, least: int) -> dict[int, tuple[str, ...]]:
+        """Groups with so many accepted uploads or more, by gid, with whose they are."""
+        found = {roster.gid: self.survivors_of(roster.gid) for roster in self.rosters}
+        return {gid: devices for gid, devices in found.items() if len(devices) >= least}
+
+    def opened(self, gid: int, total: Ring) -> OpenedGroup:
+        """A group whose sum is open."""
+        roster = self.roster(gid)
+        assert roster is not None, "only current groups are opened"
+        digests = {device: self.contributions[device].digest for device in self.survivors_of(gid)}
+        return OpenedGroup(roster, digests, total)
 
     def load(self, persisted: Mapping[str, bytes]) -> list[Effect]:
         """Take over what was persisted; return the writes that finish what a crash interrupted.
@@ -74,7 +149,7 @@ class RoundBook:
         Raises:
             ConfigError: the store holds something else than these records.
         """
-        keys, out = self._keys, list[Effect]()
+        keys, out = self.keys, list[Effect]()
         self.devices = {
             device: DeviceRecord.from_bytes(data, keys.device(device))
             for device, data in below(persisted, keys.devices).items()
@@ -89,53 +164,95 @@ class RoundBook:
         self.rosters = tuple(codec.unpack(Roster, data) for data in self.record.rosters)
         out += [Persist(key, None) for key in persisted if key.startswith(keys.models) and key != base]
         self.mark_used(out)
-        collecting = self.record.state in (RoundState.COLLECT, RoundState.RELEASING)
+        self._load_uploads(persisted, out)
+        if self.record.state is RoundState.RELEASING:
+            if keys.candidate not in persisted:
+                raise ConfigError(
+                    f"stored {keys.candidate}: found nothing while a candidate is being released; "
+                    "restore the state database from its backup"
+                )
+            self.candidate = candidate_from_bytes(persisted[keys.candidate], keys.candidate)
+        elif keys.candidate in persisted:
+            out.append(Persist(keys.candidate, None))
+        return out
+
+    def _load_uploads(self, persisted: Mapping[str, bytes], out: list[Effect]) -> None:
+        keys = self.keys
+        collecting = self.record.state in (RoundState.COLLECT, RoundState.UNMASK)
         current = (self.record.round, self.record.attempt)
+        plan = read_plan(self.record.plan)
         for device, sealed in below(persisted, keys.uploads).items():
             upload = codec.unpack(Upload, codec.unpack(Envelope, sealed).body)
             if collecting and (upload.round, upload.attempt) == current:
-                self.contributions[device] = Contribution(upload, hashlib.sha256(sealed).digest())
+                self._add(upload, hashlib.sha256(sealed).digest(), plan)
             else:
                 out.append(Persist(keys.upload(device), None))
-        return out
+        if self.record.state is not RoundState.UNMASK:
+            out += [Persist(key, None) for key in persisted if key.startswith((keys.votes, keys.shares))]
+
+    # -- writes -------------------------------------------------------------------------------------------------------
 
     def commit(self, record: RoundRecord, out: list[Effect]) -> None:
-        """Write the round's record: from here on the transition has happened."""
+        """Write the round's record: the transition has happened."""
         self.record = record
-        out.append(Persist(self._keys.state, record.to_bytes()))
+        out.append(Persist(self.keys.state, record.to_bytes()))
 
     def add_checkin(self, body: CheckIn, out: list[Effect]) -> None:
         """Keep a device's newest check-in."""
         known = self.devices.get(body.device)
-        self._put_device(DeviceRecord(body, accepted=known.accepted if known else (0, 0)), out)
+        record = (
+            replace(known, checkin=body, used=False) if known else DeviceRecord(body, joined_round=self.record.round)
+        )
+        self._put_device(record, out)
 
-    def add_upload(self, body: Upload, sealed: bytes, out: list[Effect]) -> None:
-        """Keep an accepted upload, as it came."""
-        self.contributions[body.device] = Contribution(body, hashlib.sha256(sealed).digest())
-        out.append(Persist(self._keys.upload(body.device), sealed))
+    def add_upload(self, body: Upload, sealed: bytes, plan: Plan, out: list[Effect]) -> None:
+        """Keep an accepted upload, as it came, and add its vector to its group's sum."""
+        self._add(body, hashlib.sha256(sealed).digest(), plan)
+        out.append(Persist(self.keys.upload(body.device), sealed))
+
+    def _add(self, body: Upload, digest: bytes, plan: Plan) -> None:
+        layout, ring = layout_of(plan), ring_of(plan)
+        total = self.sums.setdefault(body.gid, zero_vector(layout, ring))
+        add_vector(total, vector_from_bytes(body.vector, layout, ring))
+        self.contributions[body.device] = Contribution(body.gid, UploadEvidence.of(body), digest)
 
     def mark_used(self, out: list[Effect]) -> None:
         """No key that is in a roster is rostered again."""
         for roster in self.rosters:
-            for member in roster.members:
+            for member in (*roster.members, *roster.committee):
                 record = self.devices[member.device]
                 if record.checkin.epk == member.epk and not record.used:
-                    self._put_device(replace(record, used=True), out)
+                    used = replace(record, used=True, selected=record.selected + 1, last_round=roster.round)
+                    self._put_device(used, out)
 
     def settle(self, out: list[Effect]) -> list[Effect]:
         """The attempt is over: remember who was accepted; return what erases the uploads, for behind the commit."""
         gone: list[Effect] = []
         place = (self.record.round, self.record.attempt)
         for device in sorted(self.contributions):
-            self._put_device(replace(self.devices[device], accepted=place), out)
-            gone.append(Persist(self._keys.upload(device), None))
-        self.contributions = {}
+            record = self.devices[device]
+            if record.accepted != place:
+                self._put_device(replace(record, accepted=place, completed=record.completed + 1), out)
+            gone.append(Persist(self.keys.upload(device), None))
+        self.contributions, self.sums = {}, {}
         return gone
+
+    def keep_candidate(self, candidate: Candidate, out: list[Effect]) -> None:
+        """Write a candidate down: with noise in it, it is drawn once, and handed out again after a crash."""
+        self.candidate = candidate
+        out.append(Persist(self.keys.candidate, candidate_to_bytes(candidate)))
+
+    def drop_candidate(self) -> list[Effect]:
+        """Forget the candidate; returns what erases it, for behind the commit."""
+        if self.candidate is None:
+            return []
+        self.candidate = None
+        return [Persist(self.keys.candidate, None)]
 
     def store_model(self, out: list[Effect]) -> None:
         """Write the model down, if it is not yet."""
         if not self._model_stored:
-            out.append(Persist(self._keys.model(self.model.version), model_to_bytes(self.model)))
+            out.append(Persist(self.keys.model(self.model.version), model_to_bytes(self.model)))
             self._model_stored = True
 
     def take_model(self, model: GlobalModel, out: list[Effect]) -> list[Effect]:
@@ -143,8 +260,8 @@ class RoundBook:
         before, self.model, self._model_stored = self.model.version, model, False
         self.store_model(out)
         self.record = replace(self.record, base_version=model.version)
-        return [] if before == model.version else [Persist(self._keys.model(before), None)]
+        return [] if before == model.version else [Persist(self.keys.model(before), None)]
 
     def _put_device(self, record: DeviceRecord, out: list[Effect]) -> None:
         self.devices[record.checkin.device] = record
-        out.append(Persist(self._keys.device(record.checkin.device), record.to_bytes()))
+        out.append(Persist(self.keys.device(record.checkin.device), record.to_bytes()))

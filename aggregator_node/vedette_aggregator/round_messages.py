@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,11 +11,22 @@ from vedette_aggregator.round_state import RoundRecord
 from vedette_core.machine import Publish
 from vedette_schemas.envelope import Signer, seal
 from vedette_schemas.round import OPEN_TYPE, ROSTER_TYPE, Phase, Roster, RoundOpen
+from vedette_schemas.secagg import CLOSE_TYPE, OPENING_TYPE, Close, Opening
 from vedette_schemas.telemetry import RECEIPT_TYPE, Receipt, ReceiptItem
 from vedette_schemas.topics import Topics
 
 REASON_CHARACTERS_MAX: Final = 200
 """As in `ReceiptItem.reason`."""
+
+
+NAMES_SHOWN: Final = 10
+"""A line for the log names so many devices, and counts the others."""
+
+
+def few(devices: Sequence[str]) -> str:
+    """Devices for a line of the log."""
+    more = len(devices) - NAMES_SHOWN
+    return ", ".join(devices[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +73,13 @@ class RoundMessages:
         """One group's retained roster."""
         sealed = seal(roster, ROSTER_TYPE, self.aggregator, self.signer)
         return Publish(self.topics.group(roster.task, roster.gid), sealed, retain=True)
+
+    def close(self, member: str, body: Close) -> Publish:
+        """A committee member is asked for its vote."""
+        sealed = seal(body, CLOSE_TYPE, self.aggregator, self.signer)
+        return Publish(self.topics.committee(member), sealed, qos=0)
+
+    def opening(self, member: str, body: Opening) -> Publish:
+        """A committee member is shown votes, and asked for its shares."""
+        sealed = seal(body, OPENING_TYPE, self.aggregator, self.signer)
+        return Publish(self.topics.committee(member), sealed, qos=0)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Final
 
 import msgpack
 import numpy as np
 
-from vedette_aggregator.aggregation import GlobalModel
+from vedette_aggregator.aggregation import Candidate, GlobalModel
 from vedette_core.learning.optimiser import Moments
 from vedette_schemas import codec
 from vedette_schemas.errors import ConfigError, VedetteError
@@ -25,6 +25,7 @@ class RoundState(StrEnum):
     INTERVAL = "interval"
     CHECKIN = "checkin"
     COLLECT = "collect"
+    UNMASK = "unmask"
     RELEASING = "releasing"
     FINISHED = "finished"
 
@@ -44,6 +45,36 @@ class RoundKeys:
     def uploads(self) -> str:
         """Prefix of the accepted uploads."""
         return f"round/{self.task}/upload/"
+
+    @property
+    def votes(self) -> str:
+        """Prefix of the committees' votes, by group and member."""
+        return f"round/{self.task}/vote/"
+
+    @property
+    def shares(self) -> str:
+        """Prefix of the committees' shares, by group and member."""
+        return f"round/{self.task}/shares/"
+
+    @property
+    def candidate(self) -> str:
+        """The candidate, while it is being released."""
+        return f"round/{self.task}/candidate"
+
+    @property
+    def memory(self) -> str:
+        """What the defence remembers."""
+        return f"round/{self.task}/memory"
+
+    @property
+    def events(self) -> str:
+        """Prefix of the privacy ledger's events, by round and attempt."""
+        return f"privacy/{self.task}/event/"
+
+    @property
+    def history(self) -> str:
+        """The privacy ledger's periods that are over."""
+        return f"privacy/{self.task}/history"
 
     @property
     def devices(self) -> str:
@@ -88,7 +119,10 @@ class RoundRecord:
         beacon: 32 bytes once groups are formed, else empty.
         groups: number of groups, 0 before.
         rosters: the groups that were opened, packed, by gid.
-        contributors: devices in the candidate, while it is being released.
+        survivors: ids of the survivor set of every group that is being opened, by gid.
+        excluded: devices that the rest of the epoch does without: they dealt wrong shares.
+        collect_from_s: epoch seconds at which the groups were opened.
+        upload_times: seconds that the last uploads took from then, for the next deadline.
         offered_plan: the plan that is being released with the candidate.
         transcript: of the last released round; 32 zero bytes before the first.
         reason: why the last round or attempt failed.
@@ -110,7 +144,10 @@ class RoundRecord:
     beacon: bytes = b""
     groups: int = 0
     rosters: tuple[bytes, ...] = ()
-    contributors: tuple[str, ...] = ()
+    survivors: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    excluded: tuple[str, ...] = ()
+    collect_from_s: float = 0.0
+    upload_times: tuple[float, ...] = ()
     offered_plan: bytes = b""
     transcript: bytes = bytes(32)
     reason: str = ""
@@ -130,10 +167,12 @@ class RoundRecord:
             beacon=b"",
             groups=0,
             rosters=(),
-            contributors=(),
+            survivors={},
         )
 
-    def collecting(self, until: float, beacon: bytes, groups: int, rosters: Sequence[Roster]) -> RoundRecord:
+    def collecting(
+        self, now: float, until: float, beacon: bytes, groups: int, rosters: Sequence[Roster]
+    ) -> RoundRecord:
         """Groups are formed."""
         return replace(
             self,
@@ -141,14 +180,21 @@ class RoundRecord:
             deadline=until,
             deadline_s=until,
             phase=Phase.COLLECT.value,
+            collect_from_s=now,
             beacon=beacon,
             groups=groups,
             rosters=tuple(codec.pack(roster) for roster in rosters),
         )
 
-    def releasing(self, contributors: tuple[str, ...], plan: bytes) -> RoundRecord:
+    def unmasking(self, until: float, survivors: Mapping[int, tuple[str, ...]]) -> RoundRecord:
+        """No upload is taken any more; the committees are asked to open these survivors' sums, and no others."""
+        return replace(
+            self, state=RoundState.UNMASK, deadline=until, phase=Phase.UNMASK.value, survivors=dict(survivors)
+        )
+
+    def releasing(self, plan: bytes) -> RoundRecord:
         """A candidate is handed over, with the plan to release with it."""
-        return replace(self, state=RoundState.RELEASING, deadline=None, contributors=contributors, offered_plan=plan)
+        return replace(self, state=RoundState.RELEASING, deadline=None, offered_plan=plan)
 
     def ended(self, phase: Phase, reason: str, next_s: float | None) -> RoundRecord:
         """The round is over; `next_s` is None if there is no other."""
@@ -158,7 +204,7 @@ class RoundRecord:
             deadline=next_s,
             next_round_s=next_s or 0.0,
             phase=phase.value,
-            contributors=(),
+            survivors={},
             offered_plan=b"",
             reason=reason,
             rounds=self.rounds + 1,
@@ -176,12 +222,12 @@ class RoundRecord:
         Raises:
             ConfigError: the store holds something else.
         """
-        plain = _read(data, key)
+        plain = read_record(data, key)
         try:
             plain["state"] = RoundState(plain["state"])
             return cls(**plain)
         except (KeyError, TypeError, ValueError) as fault:
-            raise _unreadable(key, str(fault)) from fault
+            raise unreadable(key, str(fault)) from fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,16 +238,25 @@ class DeviceRecord:
         checkin: its newest check-in.
         used: whether that check-in has been in a roster; its key is then never rostered again.
         accepted: (round, attempt) of its last accepted upload; (0, 0) before.
+        selected: rosters that it has been in.
+        completed: of those, how many had its upload accepted.
+        last_round: round of its last roster; 0 before.
+        joined_round: round at which it first checked in.
     """
 
     checkin: CheckIn
     used: bool = False
     accepted: tuple[int, int] = (0, 0)
+    selected: int = 0
+    completed: int = 0
+    last_round: int = 0
+    joined_round: int = 0
 
     def to_bytes(self) -> bytes:
         """msgpack."""
+        counts = {name: getattr(self, name) for name in _COUNTS}
         plain = {"format": FORMAT, "checkin": codec.pack(self.checkin), "used": self.used, "accepted": self.accepted}
-        return bytes(msgpack.packb(plain))
+        return bytes(msgpack.packb(plain | counts))
 
     @classmethod
     def from_bytes(cls, data: bytes, key: str) -> DeviceRecord:
@@ -210,12 +265,46 @@ class DeviceRecord:
         Raises:
             ConfigError: the store holds something else.
         """
-        plain = _read(data, key)
+        plain = read_record(data, key)
         try:
             number, attempt = plain["accepted"]
-            return cls(codec.unpack(CheckIn, plain["checkin"]), plain["used"], (number, attempt))
+            counts = {name: int(plain[name]) for name in _COUNTS}
+            return cls(codec.unpack(CheckIn, plain["checkin"]), plain["used"], (number, attempt), **counts)
         except (KeyError, TypeError, ValueError, VedetteError) as fault:
-            raise _unreadable(key, str(fault)) from fault
+            raise unreadable(key, str(fault)) from fault
+
+
+_COUNTS: Final = ("selected", "completed", "last_round", "joined_round")
+
+
+def candidate_to_bytes(candidate: Candidate) -> bytes:
+    """A candidate as it is stored: msgpack, weights as little-endian float32."""
+    plain = {f.name: getattr(candidate, f.name) for f in fields(candidate)} | {
+        "format": FORMAT,
+        "weights": candidate.weights.astype("<f4").tobytes(),
+        "ranges": {name: list(edges) for name, edges in candidate.ranges.items()},
+        "metrics": dict(candidate.metrics),
+        "optimiser": candidate.optimiser.to_bytes(),
+    }
+    return bytes(msgpack.packb(plain))
+
+
+def candidate_from_bytes(data: bytes, key: str) -> Candidate:
+    """Read `candidate_to_bytes`'s form.
+
+    Raises:
+        ConfigError: the store holds something else.
+    """
+    plain = read_record(data, key)
+    try:
+        plain |= {
+            "weights": np.frombuffer(plain["weights"], "<f4").astype(np.float32),
+            "ranges": {name: (low, high) for name, (low, high) in plain["ranges"].items()},
+            "optimiser": Moments.from_bytes(plain["optimiser"]),
+        }
+        return Candidate(**plain)
+    except (KeyError, TypeError, ValueError, VedetteError) as fault:
+        raise unreadable(key, str(fault)) from fault
 
 
 def model_to_bytes(model: GlobalModel) -> bytes:
@@ -241,7 +330,7 @@ def model_from_bytes(data: bytes, key: str) -> GlobalModel:
     Raises:
         ConfigError: the store holds something else.
     """
-    plain = _read(data, key)
+    plain = read_record(data, key)
     try:
         return GlobalModel(
             plain["version"],
@@ -252,7 +341,7 @@ def model_from_bytes(data: bytes, key: str) -> GlobalModel:
             Moments.from_bytes(plain["optimiser"]),
         )
     except (KeyError, TypeError, ValueError, VedetteError) as fault:
-        raise _unreadable(key, str(fault)) from fault
+        raise unreadable(key, str(fault)) from fault
 
 
 def below(persisted: Mapping[str, bytes], prefix: str) -> dict[str, bytes]:
@@ -260,17 +349,23 @@ def below(persisted: Mapping[str, bytes], prefix: str) -> dict[str, bytes]:
     return {key.removeprefix(prefix): persisted[key] for key in sorted(persisted) if key.startswith(prefix)}
 
 
-def _read(data: bytes, key: str) -> dict[str, Any]:
+def read_record(data: bytes, key: str) -> dict[str, Any]:
+    """A stored map of this format.
+
+    Raises:
+        ConfigError: the store holds something else.
+    """
     try:
-        plain = msgpack.unpackb(data, use_list=False)
+        plain = msgpack.unpackb(data, use_list=False, strict_map_key=False)
     except (msgpack.UnpackException, ValueError, TypeError) as fault:
-        raise _unreadable(key, str(fault)) from fault
+        raise unreadable(key, str(fault)) from fault
     if not isinstance(plain, dict) or plain.pop("format", None) != FORMAT:
-        raise _unreadable(key, "another format")
+        raise unreadable(key, "another format")
     return plain
 
 
-def _unreadable(key: str, found: str) -> ConfigError:
+def unreadable(key: str, found: str) -> ConfigError:
+    """What is said of a record that cannot be read."""
     return ConfigError(
         f"stored {key}: found {found}, expected format {FORMAT}; restore the state database from its backup"
     )

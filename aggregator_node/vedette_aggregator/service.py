@@ -14,23 +14,34 @@ from typing import Final
 from vedette_aggregator import alert_store
 from vedette_aggregator.alert_store import AlertStore
 from vedette_aggregator.fleet import Fleet
+from vedette_aggregator.fleet_event_machine import FleetEventSettings
 from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, TelemetryReceived
 from vedette_aggregator.publication import Publication, retained_messages
+from vedette_aggregator.quarantine import Quarantine
 from vedette_aggregator.registry import Registry
 from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
+from vedette_aggregator.root_set import RootSet
 from vedette_aggregator.round_events import (
     CheckInReceived,
     ModelReplaced,
     PublishCandidate,
+    Quarantined,
     Released,
     ReleaseFailed,
+    RootTrained,
+    SharesReceived,
+    Suspect,
+    TrainRoot,
     UploadReceived,
+    VoteReceived,
 )
 from vedette_aggregator.round_machine import RoundMachine
 from vedette_aggregator.round_messages import RoundMessages
 from vedette_aggregator.round_settings import RoundSettings
+from vedette_aggregator.round_setup import RoundParts
 from vedette_aggregator.round_state import RoundState
 from vedette_aggregator.settings import AggregatorSettings, TaskSection
+from vedette_core.learning.robust.defence import Defence
 from vedette_core.machine import Connected, Effect, Event, Publish, Tick
 from vedette_core.runtime.identity import client_context, key_ring, load_node
 from vedette_core.runtime.jobs import Jobs, run_until_signal
@@ -51,6 +62,8 @@ TICK_ANYWAY_S: Final = 60.0
 """Machines get a tick this often whatever their deadline says: after the clock was set back it may be far away."""
 HOUSEKEEPING_S: Final = 60.0
 """Each look at the release metadata reads them from disk; the shortest of their lives is a day."""
+QUARANTINE_S: Final = 2.0
+"""How soon a quarantine that a person added is seen."""
 CONNECT_TIMEOUT_S: Final = 30.0
 SEED_KEY: Final = "aggregator/seed"
 RELEASE_RETRY_S: Final = 5.0
@@ -61,13 +74,16 @@ class AggregatorService:
 
     Args:
         settings: its settings.
+        plain: whether updates travel without masks.
 
     Raises:
         ConfigError: a bundle, repository or state directory that cannot be used.
     """
 
-    def __init__(self, settings: AggregatorSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: AggregatorSettings, *, plain: bool = False) -> None:
+        self._settings, self._plain = settings, plain
+        if plain:
+            log.warning("INSECURE: rounds run without masking; every update can be read by this aggregator")
         self._node = load_node(settings.identity.bundle, time.time())
         if (self._node.id, self._node.site) != (settings.aggregator, settings.site):
             raise ConfigError(
@@ -80,7 +96,7 @@ class AggregatorService:
         self._database = Database(settings.state_dir / "aggregator.db", alert_store.TABLES)
         self._store = StateStore(self._database)
         self._alerts = AlertStore(self._database)
-        self._fleet = Fleet(self._metrics)
+        self._fleet = Fleet(self._metrics, FleetEventSettings(**settings.fleet_events.model_dump()))
         self._registry = Registry(settings.trust_dir)
         self._link = MqttLink(
             LinkConfig(
@@ -98,6 +114,12 @@ class AggregatorService:
         self._releases: dict[str, Releases] = {}
         self._machines: dict[str, RoundMachine] = {}
         self._turns: dict[str, asyncio.Lock] = {}
+        self._roots: dict[str, RootSet] = {}
+        self._suspicion_min = {task.task: task.defence.suspicion_min for task in settings.tasks}
+        self._beacons: dict[int, bytes] = {}
+        self._quarantine = Quarantine(self._store)
+        self._quarantined: frozenset[str] = frozenset()
+        self._quarantine_at = 0.0
         self._resume: dict[str, list[Effect]] = {}
         self._jobs = Jobs()
         for task in settings.tasks:
@@ -107,28 +129,50 @@ class AggregatorService:
 
     def _add_task(self, task: TaskSection) -> None:
         model = TaskModel.of(task)
-        settings = RoundSettings(**task.round.model_dump(), **task.training.model_dump())
+        settings = RoundSettings(
+            **task.round.model_dump(),
+            **task.training.model_dump(),
+            **task.privacy.model_dump(),
+            rule=task.defence.rule,
+            suspicion_min=task.defence.suspicion_min,
+            masked=not self._plain,
+        )
         plan = settings.plan(
             task.task,
             version=1,
             feature_schema=model.schema.digest,
             network=model.network.spec.digest,
             dimension=model.network.layout.size,
+            tensors=model.network.tensor_names,
         )
+        if task.defence.root_set is not None:
+            self._roots[task.task] = RootSet.load(task.defence.root_set, model.network, model.schema)
         releases = Releases(self._registry, task, model)
         self._turns[task.task] = asyncio.Lock()
         self._releases[task.task] = releases
-        self._machines[task.task], self._resume[task.task] = RoundMachine.restore(
-            self._store.all(f"round/{task.task}/"),
+        parts = RoundParts(
             topics=self._topics,
             aggregator=self._node.id,
             signer=self._node.signer,
             settings=settings,
             plan=plan,
             optimiser=server_optimiser(task),
-            model=releases.initial(plan, time.time()),
+            defence=Defence.configured(settings.robust_rule, has_root=task.task in self._roots),
+            has_root=task.task in self._roots,
+            beacon=self._beacon,
             seed=self._seed(),
+            entropy=os.urandom,
         )
+        persisted = self._store.all(f"round/{task.task}/") | self._store.all(f"privacy/{task.task}/")
+        self._machines[task.task], self._resume[task.task] = RoundMachine.restore(
+            persisted, parts, releases.initial(plan, time.time())
+        )
+
+    def _beacon(self, epoch: int) -> bytes:
+        """The value of an epoch; read once, because the registry verifies itself for it."""
+        if epoch not in self._beacons:
+            self._beacons = {epoch: self._registry.beacon(epoch)} | dict(list(self._beacons.items())[-8:])
+        return self._beacons[epoch]
 
     def _show_zeros(self) -> None:
         """Counters that start at zero: the first increase of one that was not there before is not seen."""
@@ -138,7 +182,16 @@ class AggregatorService:
             for outcome in ("released", "failed"):
                 self._metrics.inc("rounds", task, outcome, by=0)
             self._metrics.inc("releases", task, by=0)
+            for outcome in ("opened", "closed"):
+                self._metrics.inc("fleet_events", task, outcome, by=0)
+            for kind in ("score", "schema"):
+                self._metrics.set("drifting_devices", task, kind, value=0)
+            for reason in ("limit", "weight", "canary", "statistics"):
+                self._metrics.inc("groups_dropped", task, reason, by=0)
+            self._metrics.set("round_members", task, value=0)
+            self._show_protection(task)
             self._metrics.inc("update_bytes", task, by=0)
+        self._metrics.set("quarantined_devices", value=0)
 
     def _seed(self) -> bytes:
         """Secret of the random selection, made once."""
@@ -216,10 +269,13 @@ class AggregatorService:
     async def _sort(self, event: Event, payload_bytes: int) -> None:
         match event:
             case CheckInReceived(body):
+                self._fleet.take_cohort(body.device, body.cohort)
                 await self._handle(body.task, event)
             case UploadReceived(body):
                 self._metrics.inc("update_bytes", body.task, by=payload_bytes)
                 await self._handle(body.task, event)
+            case VoteReceived(answer) | SharesReceived(answer):
+                await self._handle(answer.task, event)
             case AlertReceived(body):
                 self._take_alert(body)
             case StateReceived(body):
@@ -229,6 +285,7 @@ class AggregatorService:
 
     def _take_alert(self, alert: Alert) -> None:
         if self._alerts.add(alert, time.time()):
+            self._fleet.take_alert(alert, time.time())
             labels = (alert.model.task, alert.severity.value, alert.kind, alert.state.value)
             self._metrics.inc("alerts_received", *labels)
             self._metrics.observe("alert_delay_seconds", value=max(0.0, time.time() - _seconds(alert.window_end)))
@@ -259,7 +316,9 @@ class AggregatorService:
         # A write that waits for room on the disk must not be overtaken by the next event's.
         async with self._turns[task]:
             await self._carry_out(task, machine.handle(event, time.time()))
-        if machine.state is not before or isinstance(event, (CheckInReceived, UploadReceived, Released)):
+        if machine.state is not before or isinstance(
+            event, (CheckInReceived, UploadReceived, VoteReceived, SharesReceived, Released)
+        ):
             self._show(task, machine)
 
     async def _follow_active(self, task: str) -> None:
@@ -276,8 +335,28 @@ class AggregatorService:
         match effect:
             case PublishCandidate():
                 self._jobs.start(self._release(task, effect), f"release-{task}")
+            case TrainRoot():
+                self._jobs.start(self._train_root(effect), f"root-{task}")
+            case Suspect(device=device, score=score, observations=observations):
+                log.warning(
+                    "%s: the groups of %s stand out (suspicion %.1f over %d rounds): look at it, and quarantine it "
+                    "with `vedette device quarantine add %s` if it is to blame",
+                    task,
+                    device,
+                    score,
+                    observations,
+                    device,
+                )
             case _:
                 raise AssertionError(f"nobody carries out {effect!r}")
+
+    async def _train_root(self, effect: TrainRoot) -> None:
+        delta = None
+        try:
+            delta = await asyncio.to_thread(self._roots[effect.task].train, effect.plan, effect.weights)
+        except VedetteError as error:
+            log.error("root set of %s: %s", effect.task, error)
+        await self._handle(effect.task, RootTrained(effect.round, effect.attempt, delta))
 
     async def _release(self, task: str, effect: PublishCandidate) -> None:
         while True:
@@ -304,8 +383,11 @@ class AggregatorService:
         self._metrics.inc("releases", task)
         self._metrics.set("release_version", task, value=released.version)
         for stage in ("before", "after"):
-            self._metrics.set("round_loss", task, stage, value=effect.candidate.metrics[f"loss_{stage}"])
+            loss = effect.candidate.metrics.get(f"loss_{stage}")
+            if loss is not None:
+                self._metrics.set("round_loss", task, stage, value=loss)
         self._metrics.set("round_participants", task, value=len(effect.candidate.contributors))
+        self._show_protection(task)
         await self._handle(task, released)
 
     def _put_out(self, publication: Publication) -> None:
@@ -313,9 +395,22 @@ class AggregatorService:
             self._shell.publish(Publish(topic, payload, retain=True))
 
     def _show(self, task: str, machine: RoundMachine) -> None:
+        if machine.members:
+            self._metrics.set("round_members", task, value=machine.members)
         self._metrics.set("round_number", task, value=machine.round)
         for phase in Phase:
             self._metrics.set("round_phase", task, phase.value, value=float(machine.state.value == phase.value))
+
+    def _show_protection(self, task: str) -> None:
+        machine = self._machines[task]
+        memory, number = machine.memory, max(1, machine.round)
+        _, exposure = memory.ledger.most_exposed(number)
+        self._metrics.set("privacy_epsilon", task, value=exposure.epsilon(memory.ledger.budget.delta))
+        self._metrics.set("privacy_epsilon_max", task, value=memory.ledger.budget.epsilon_max)
+        ranked = memory.suspicions.ranked()
+        self._metrics.set("suspicion_max", task, value=ranked[0][1] if ranked else 0.0)
+        suspects = memory.suspicions.suspects(self._suspicion_min[task])
+        self._metrics.set("suspects", task, value=len(suspects))
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -326,14 +421,29 @@ class AggregatorService:
             overdue = time.monotonic() >= anyway
             if overdue:
                 anyway = time.monotonic() + TICK_ANYWAY_S
+            await self._follow_quarantine()
             for task, machine in self._machines.items():
                 deadline = machine.next_deadline()
                 if overdue or (deadline is not None and deadline <= time.time()):
                     await self._handle(task, Tick())
 
+    async def _follow_quarantine(self) -> None:
+        """What a person wrote beside this process counts within seconds."""
+        if time.monotonic() < self._quarantine_at:
+            return
+        self._quarantine_at = time.monotonic() + QUARANTINE_S
+        devices = self._quarantine.devices()
+        if devices != self._quarantined:
+            self._quarantined = devices
+            self._metrics.set("quarantined_devices", value=len(devices))
+            log.warning("quarantined: %s", ", ".join(sorted(devices)) or "nobody any more")
+            for task in self._machines:
+                await self._handle(task, Quarantined(devices))
+
     async def _keep_house(self) -> None:
         while True:
             self._metrics.set("resident_memory_bytes", value=resident_bytes())
+            self._fleet.tick(time.time())
             try:
                 publication = await asyncio.to_thread(self._registry.refresh_timestamp, time.time())
                 if publication:
@@ -345,13 +455,13 @@ class AggregatorService:
             await asyncio.sleep(HOUSEKEEPING_S)
 
 
-def serve(settings: AggregatorSettings) -> None:
+def serve(settings: AggregatorSettings, *, plain: bool = False) -> None:
     """Run an aggregator until SIGTERM or SIGINT.
 
     Raises:
         VedetteError: it cannot start, or cannot go on.
     """
-    run_until_signal(AggregatorService(settings).run)
+    run_until_signal(AggregatorService(settings, plain=plain).run)
 
 
 def _seconds(time_text: str) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from vedette_aggregator.profiles import PROFILES
 from vedette_core.runtime.config import Section, Settings
 from vedette_core.runtime.sections import BrokerSection, LogSection, MetricsSection
 from vedette_schemas.topics import ID_PATTERN, TASK_PATTERN
@@ -21,6 +22,7 @@ class TrainingSection(Section):
         learning_rate: of local Adam.
         prox_mu: FedProx pull towards the model received; 0 is none.
         examples_min: fewest examples with which a device takes part.
+        staleness_max: releases that a late update may be behind; 0 takes none.
     """
 
     local_epochs: Annotated[int, Field(ge=1, le=100)] = 1
@@ -28,38 +30,97 @@ class TrainingSection(Section):
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 2e-3
     prox_mu: Annotated[float, Field(ge=0, le=10)] = 0.0
     examples_min: Annotated[int, Field(ge=1)] = 64
+    staleness_max: Annotated[int, Field(ge=0, le=100)] = 2
 
 
 class RoundSection(Section):
-    """When a round runs, and with how many.
+    """When a round runs, with how many, and who opens its sums; see `RoundSettings`.
 
     Attributes:
         checkin_s: how long check-ins are collected once there are enough.
-        collect_s: how long uploads are waited for.
+        collect_s: how long uploads are waited for, at most.
+        deadline_mads: waits only until the median of lately seen times plus so many median deviations; 0 is off.
+        unmask_s: how long committees are waited for.
         interval_s: pause between two rounds.
+        rounds_per_day: most rounds that open in a day; 0 is no limit.
+        quiet_hours: stretches of the day in which no round opens.
         rounds_max: rounds after which the task rests; 0 is without end.
         quorum: fewest uploads that make a round.
         checkins_max: most devices that are selected.
-        group_size: members a group.
-        survivors_min: fewest uploads of a group that count.
+        uploads_wanted: closes when so many are there, and selects as many more as usually do not come; 0 waits for all.
+        selection: ``diverse``, ``random`` or ``all``.
+        group_size: most members of a group.
+        groups: number of groups; 0 follows the number of devices.
+        survivors_min: fewest uploads of a group that count; 0 follows from the group's size.
+        epoch_rounds: rounds that a device stays in its group.
+        committee: who opens a group's sum: its members (``inline``) or ``helpers``.
+        committee_size: helpers of a group.
         attempts_max: tries a round before it is given up.
         clip_norm: largest L2 norm of an update.
+        adaptive_clip: share of updates that should stay unclipped; 0 keeps `clip_norm`.
+        bits: of a level.
         weight_max: largest weight of an update.
         examples_reference: examples that make weight 1.
     """
 
     checkin_s: Annotated[float, Field(ge=0, le=86_400)] = 60.0
     collect_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    deadline_mads: Annotated[float, Field(ge=0, le=100)] = 0.0
+    unmask_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     interval_s: Annotated[float, Field(ge=0, le=31 * 86_400)] = 21_600.0
+    rounds_per_day: Annotated[float, Field(ge=0, le=1440)] = 0.0
+    quiet_hours: Annotated[tuple[str, ...], Field(max_length=16)] = ()
     rounds_max: Annotated[int, Field(ge=0)] = 0
     quorum: Annotated[int, Field(ge=1)] = 5
     checkins_max: Annotated[int, Field(ge=1)] = 512
-    group_size: Annotated[int, Field(ge=1, le=64)] = 32
-    survivors_min: Annotated[int, Field(ge=1, le=64)] = 5
+    uploads_wanted: Annotated[int, Field(ge=0)] = 0
+    selection: Literal["diverse", "random", "all"] = "diverse"
+    group_size: Annotated[int, Field(ge=1, le=64)] = 8
+    groups: Annotated[int, Field(ge=0, le=512)] = 0
+    survivors_min: Annotated[int, Field(ge=0, le=64)] = 0
+    epoch_rounds: Annotated[int, Field(ge=1, le=1000)] = 10
+    committee: Literal["inline", "helpers"] = "inline"
+    committee_size: Annotated[int, Field(ge=1, le=64)] = 15
     attempts_max: Annotated[int, Field(ge=1, le=16)] = 3
     clip_norm: Annotated[float, Field(gt=0, le=1e6)] = 10.0
+    adaptive_clip: Annotated[float, Field(ge=0, le=1)] = 0.0
+    bits: Literal[4, 8, 16] = 8
     weight_max: Annotated[int, Field(ge=1, le=255)] = 8
     examples_reference: Annotated[int, Field(ge=1)] = 64
+
+
+class PrivacySection(Section):
+    """What a device is promised about the content of its updates.
+
+    Attributes:
+        noise_multiplier: z, the noise over the largest that one update can do; 0 is no noise and no guarantee.
+        delta: δ.
+        epsilon_max: ε that a device spends at most in a period.
+        participations_max: attempts that a device contributes to in a period.
+        period_rounds: rounds of a period.
+        device_noise: whether the devices bring the noise, so that it holds against the aggregator, too.
+    """
+
+    noise_multiplier: Annotated[float, Field(ge=0, le=1e4)] = 0.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+    epsilon_max: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    participations_max: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    period_rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    device_noise: bool = False
+
+
+class DefenceSection(Section):
+    """What stands between poisoned updates and a release.
+
+    Attributes:
+        rule: robust rule over the groups' means; ``auto`` is ``root-trust`` with a root set, else ``trimmed-mean``.
+        root_set: file of clean windows that ``vedette device windows`` made; see `vedette_aggregator.root_set`.
+        suspicion_min: suspicion of a device from which a person is asked to look at it.
+    """
+
+    rule: str = "auto"
+    root_set: Path | None = None
+    suspicion_min: Annotated[float, Field(gt=0, le=100)] = 3.0
 
 
 class ServerOptimiserSection(Section):
@@ -67,6 +128,20 @@ class ServerOptimiserSection(Section):
 
     kind: Literal["fedavg", "fedadam"] = "fedavg"
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 1.0
+
+
+class FleetEventsSection(Section):
+    """When devices that fire together are one event; see `vedette_aggregator.fleet_event_machine`.
+
+    Attributes:
+        share: part of a cohort's devices that open an alert …
+        devices_min: … and fewest devices, however few that is …
+        window_s: … within so many seconds.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    devices_min: Annotated[int, Field(ge=2, le=100_000)] = 5
+    window_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0
 
 
 class TaskSection(Section):
@@ -77,17 +152,36 @@ class TaskSection(Section):
         use_case: ``network`` or ``sensor``; picks the feature schema and the kind of network.
         channels: the sensor task's channels, in order.
         period_s: the sensor task's seconds between two rows.
+        preset: budget of the INT8 artifact, see `vedette_core.learning.presets`; without it the use case's own network.
         seed: of the initial weights.
+        profile: named defaults for `round` and `training` (`vedette_aggregator.profiles`); what is set here wins.
     """
 
     task: Annotated[str, Field(pattern=f"^{TASK_PATTERN}$")]
     use_case: Literal["network", "sensor"]
     channels: Annotated[tuple[str, ...], Field(max_length=32)] = ()
     period_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
+    preset: Literal["tiny", "small", "standard"] | None = None
     seed: Annotated[int, Field(ge=0)] = 1
+    profile: Literal["cross-device", "cross-silo"] | None = None
     training: TrainingSection = TrainingSection()
     round: RoundSection = RoundSection()
+    privacy: PrivacySection = PrivacySection()
+    defence: DefenceSection = DefenceSection()
     optimiser: ServerOptimiserSection = ServerOptimiserSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profiled(cls, given: Any) -> Any:
+        """The profile's values under those that are given."""
+        if not isinstance(given, dict) or given.get("profile") not in PROFILES:
+            return given
+        sections = {
+            section: {**values, **given.get(section, {})}
+            for section, values in PROFILES[given["profile"]].items()
+            if isinstance(given.get(section, {}), dict)
+        }
+        return {**given, **sections}
 
     @model_validator(mode="after")
     def _channels(self) -> TaskSection:
@@ -114,6 +208,7 @@ class AggregatorSettings(Settings):
         aggregator: its own id, as in its certificate.
         state_dir: where rounds, releases and received alerts live.
         trust_dir: the release repository: metadata, artifacts and online keys.
+        fleet_events: when alerts of many devices are one event.
         tasks: the federated tasks.
     """
 
@@ -123,6 +218,7 @@ class AggregatorSettings(Settings):
     trust_dir: Path
     identity: AggregatorIdentitySection
     broker: BrokerSection = BrokerSection()
+    fleet_events: FleetEventsSection = FleetEventsSection()
     metrics: MetricsSection = MetricsSection(port=9470)
     log: LogSection = LogSection()
     tasks: Annotated[tuple[TaskSection, ...], Field(min_length=1, max_length=8)]

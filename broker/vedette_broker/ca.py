@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from vedette_core.crypto.certificate_chain import load_certificates
 from vedette_core.crypto.certificates import (
+    MANY,
     CertificateRole,
     Issuer,
     Purpose,
@@ -125,7 +126,7 @@ def issue(
 
     Args:
         directory: the certificate authority's.
-        holder: the node's id; every role but device has its own name as its only id.
+        holder: the node's id; roles of which there is one have their own name as their only id.
         role: the node's role.
         now: epoch seconds.
         hosts: for the broker, the names and addresses that clients call it by; `BROKER_HOSTS` if none are given.
@@ -156,7 +157,7 @@ def issue(
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)
         leaves = _write_bundle(Bundle(fresh), issuer, root, holder, role, site, now, hosts)
-        if role in (CertificateRole.DEVICE, CertificateRole.ANALYTICS):
+        if role in (*MANY, CertificateRole.ANALYTICS):
             _copy_aggregator(directory, fresh)
         _sync(fresh)
         issued[holder] = Issued(

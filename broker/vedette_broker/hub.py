@@ -23,9 +23,8 @@ from vedette_broker.access import IDENTITY
 from vedette_broker.connection import REFUSED, Connection
 from vedette_broker.limits import CONNECT_TIMEOUT_S, CONNECTIONS_MAX, FILTERS_MAX, RETAINED_BYTES_MAX, RETAINED_MAX
 from vedette_broker.session import ClientSession, Outbound
-from vedette_core.crypto.certificates import CertificateRole
 from vedette_schemas.codec import PAYLOAD_BYTES_MAX
-from vedette_schemas.topics import TOPIC_BYTES_MAX, matches
+from vedette_schemas.topics import TOPIC_BYTES_MAX, Role, matches
 
 log = logging.getLogger("vedette.broker")
 
@@ -104,7 +103,7 @@ class Hub(Broker):  # type: ignore[misc]
             if self._closing:
                 return None
             # A device's state is in retained topics and its own outbox: nothing is kept for it here.
-            device = session.attributes[IDENTITY].role is CertificateRole.DEVICE
+            device = session.attributes[IDENTITY].access_role is Role.DEVICE
             clean = bool(session.clean_session) or device
             if known is not None and (clean or known.clean):
                 self._forget(known)

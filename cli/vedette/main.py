@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 from vedette import __version__
-from vedette.commands import aggregator, alerts, broker, ca, config, demo, device, init
+from vedette.commands import (
+    aggregator,
+    alerts,
+    broker,
+    ca,
+    committee,
+    config,
+    demo,
+    device,
+    init,
+    model,
+    policy,
+    privacy,
+)
 from vedette.exit_codes import ExitCode, exit_code
 from vedette_schemas.errors import VedetteError
 
@@ -28,6 +41,10 @@ app.command("demo")(demo.demo)
 app.add_typer(broker.app, name="broker")
 app.add_typer(device.app, name="device")
 app.add_typer(aggregator.app, name="aggregator")
+app.add_typer(committee.app, name="committee")
+app.add_typer(model.app, name="model")
+app.add_typer(privacy.app, name="privacy")
+app.add_typer(policy.app, name="policy")
 app.add_typer(ca.app, name="ca")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(config.app, name="config")

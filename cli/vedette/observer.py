@@ -41,6 +41,8 @@ class Observer:
         reports: newest node report a device.
         rounds: newest announcement a task.
         completed: (task, round) of the rounds that were released.
+        failed: (task, round) of the rounds that were given up.
+        attempts: highest attempt of each (task, round).
         activated: (device, task, version) → sha256 of every release that a device reported active.
         rejected: messages that were not what their topic says.
     """
@@ -58,6 +60,8 @@ class Observer:
         self.reports: dict[str, Telemetry] = {}
         self.rounds: dict[str, RoundOpen] = {}
         self.completed: set[tuple[str, int]] = set()
+        self.failed: set[tuple[str, int]] = set()
+        self.attempts: dict[tuple[str, int], int] = {}
         self.activated: dict[tuple[str, str, int], str] = {}
         self.rejected = 0
         self._seen: set[tuple[str, str, int]] = set()
@@ -130,8 +134,12 @@ class Observer:
                     RoundOpen, message.payload, "round.open", self._ring, sender=self._aggregator
                 )
                 self.rounds[opened.task] = opened
+                place = (opened.task, opened.round)
+                self.attempts[place] = max(opened.attempt, self.attempts.get(place, 0))
                 if opened.phase is Phase.DONE:
-                    self.completed.add((opened.task, opened.round))
+                    self.completed.add(place)
+                elif opened.phase is Phase.FAILED:
+                    self.failed.add(place)
 
 
 def _seconds(time_text: str) -> float:

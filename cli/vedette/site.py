@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ class Site:
     aggregator_config: Path
     device_configs: Mapping[str, Path]
     analytics_bundle: Path
+    helper_configs: Mapping[str, Path] = field(default_factory=dict)
 
 
 def create(
@@ -40,6 +41,7 @@ def create(
     tasks: Sequence[Mapping[str, Any]] = DEFAULT_TASKS,
     aggregator: Mapping[str, Any] | None = None,
     device_tables: Mapping[str, Mapping[str, Any]] | None = None,
+    helpers: Sequence[str] = (),
 ) -> Site:
     """Make everything that a site needs to start.
 
@@ -51,11 +53,12 @@ def create(
         tasks: the aggregator's ``[[tasks]]`` tables.
         aggregator: further tables of the aggregator's settings.
         device_tables: further tables of each device's settings, by id.
+        helpers: ids of committee helpers.
 
     Raises:
         ConfigError: the folder is in use, an id is not valid or given twice.
     """
-    _check(directory, site, devices)
+    _check(directory, site, [*devices, *helpers])
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     directory, now = directory.absolute(), time.time()
     authority = directory / "ca"
@@ -93,6 +96,18 @@ def create(
             "broker": broker,
             **(device_tables or {}).get(device, {}),
         }
+    for helper in helpers:
+        made[helper] = {
+            "site": site,
+            "member": helper,
+            "state_dir": directory / "state" / helper,
+            "tasks": [str(t["task"]) for t in tasks],
+            "identity": {
+                "bundle": ca.issue(authority, helper, CertificateRole.COMMITTEE, now=now),
+                "trust_root": directory / "root.json",
+            },
+            "broker": broker,
+        }
     for name, tables in made.items():
         _write(configs / f"{name}.toml", toml_writer.dumps(tables))
     return Site(
@@ -101,6 +116,7 @@ def create(
         configs / "aggregator.toml",
         {device: configs / f"{device}.toml" for device in devices},
         bundles[CertificateRole.ANALYTICS],
+        {helper: configs / f"{helper}.toml" for helper in helpers},
     )
 
 

@@ -56,6 +56,7 @@ class ScoredWindow:
         calibration_size: number of those windows.
         features: columns that made the score; empty for an unremarkable window.
         model: the model that scored.
+        spread: long-run standard deviation of z a window, ≥ 1; it is not stored with an alert.
     """
 
     entity: str
@@ -69,6 +70,7 @@ class ScoredWindow:
     calibration_size: int
     features: tuple[FeatureReason, ...]
     model: AlertModel
+    spread: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vedette_core.learning.calibration import RollingCalibration, smoothing, z_score
+from vedette_core.learning.cusum import SPREAD_MAX, long_run_spread
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import Network
 from vedette_core.learning.scoring import ResidualCalibration, ResidualScorer, calibrate_residuals
@@ -67,6 +68,8 @@ class CalibratedModel:
         rolling: benign scores, after the factors.
         benign_average: largest moving average of z that an entity reached over the benign inputs: what an alert must
             pass. What a device does every hour scores high each time, and is no news.
+        spread: long-run standard deviation of z a window over the benign inputs, ≥ 1: neighbours share most of their
+            data, and a sum over them strays further than one of independent windows.
     """
 
     backend: Reconstructs
@@ -76,6 +79,7 @@ class CalibratedModel:
     factors: Mapping[str, float]
     rolling: RollingCalibration
     benign_average: float
+    spread: float
 
     @classmethod
     def measure(
@@ -107,8 +111,10 @@ class CalibratedModel:
         factors = _factors(scores, entities)
         scores *= [factors.get(entity, 1.0) for entity in entities]
         rolling = RollingCalibration(scores)
-        average = _largest_average(rolling.current.p_values(scores), entities, half_life_windows)
-        return cls(backend, model, baseline, residuals, factors, rolling, average)
+        p_values = rolling.current.p_values(scores)
+        average = _largest_average(p_values, entities, half_life_windows)
+        spread = long_run_spread(np.array([z_score(p) for p in p_values.tolist()]), entities, inputs.shape[1])
+        return cls(backend, model, baseline, residuals, factors, rolling, average, spread)
 
     def judge(self, inputs: Float32, entities: Sequence[str]) -> Judgement:
         """Score inputs ``(n, history, columns)``, scaled; entities as in `measure`."""
@@ -128,6 +134,7 @@ class CalibratedModel:
             "factors": dict(self.factors),
             "rolling": self.rolling.to_state(),
             "benign_average": self.benign_average,
+            "spread": self.spread,
         }
 
     @classmethod
@@ -145,9 +152,9 @@ class CalibratedModel:
             factors = {str(entity): float(factor) for entity, factor in state["factors"].items()}
             if not all(0.0 < factor <= 1.0 for factor in factors.values()):
                 raise ValueError("a factor that is not in (0, 1]")
-            average = float(state["benign_average"])
-            if not np.isfinite(average):
-                raise ValueError(f"benign average {average}")
+            average, spread = float(state["benign_average"]), float(state["spread"])
+            if not np.isfinite(average) or not 1.0 <= spread <= SPREAD_MAX:
+                raise ValueError(f"benign average {average} and spread {spread}")
             residuals = ResidualCalibration.from_dict(state["residuals"])
             features = backend.network.target_shape[-1]
             if residuals.scale.shape != (features,):
@@ -157,7 +164,7 @@ class CalibratedModel:
                 f"calibration of {model.digest}: found {fault!r}, expected what `to_state` gives"
             ) from fault
         rolling = RollingCalibration.from_state(state["rolling"])
-        return cls(backend, model, baseline, residuals, factors, rolling, average)
+        return cls(backend, model, baseline, residuals, factors, rolling, average, spread)
 
 
 def shaped(inputs: Float32, network: Network) -> Float32:

@@ -5,11 +5,12 @@ state    what happens                                    answer
 =======  ==============================================  ============================================================
 quiet    one window far beyond everything benign         open an alert, kind ``magnitude``
 quiet    smoothed z above the limit in m of n windows    open an alert, kind ``sustained``
-quiet    either, but too many were opened this hour      count it as suppressed; try again with the next window
-open     active window (above the lower limit)           it belongs to the alert; report on a log scale of their number
+quiet    the sum of z − ½ above its limit, if asked for  open an alert, kind ``sustained``
+quiet    any of these, but too many were opened an hour  count it as suppressed; try again with the next window
+open     active window (above a lower limit)             it belongs to the alert; report on a log scale of their number
 open     severity rises, or another column leads         report at once
 open     calm windows in a row, or silence               close the alert
-cooling  either rule fires soon after the close          the same alert goes on: one incident, one alert
+cooling  any rule fires soon after the close             the same alert goes on: one incident, one alert
 any      a window that ends before one already seen      discard it, count it; much earlier: a new time base
 =======  ==============================================  ============================================================
 
@@ -30,6 +31,7 @@ from math import inf
 from typing import Final
 
 from vedette_core.learning.calibration import smoothing, z_score
+from vedette_core.learning.cusum import REFERENCE, limit_for
 from vedette_core.machine import Count, Effect, Event, Note, Persist, Publish, Tick
 from vedette_device.alert_record import AlertRecord, Detector, Progress, ScoredWindow, alert_id, severity_of
 from vedette_schemas.alert import AlertState, Severity
@@ -41,6 +43,11 @@ ENTITIES_MAX: Final = 4096
 OUTBOX_SEVERITY: Final = {Severity.LOW: 40, Severity.MEDIUM: 60, Severity.HIGH: 80, Severity.CRITICAL: 100}
 """What a full outbox gives up last."""
 HOUR_S: Final = 3600.0
+DAY_S: Final = 86_400.0
+SUM_ROOM: Final = 1.5
+"""Times its limit that the sum of z grows at most: a long incident must not keep it high long after its end."""
+SUM_CLEAR: Final = 0.5
+"""Hysteresis of the sum: an alert stays active until it is down to this share of its limit."""
 CLOCK_STEP_S: Final = 3600.0
 """Windows that are this much older than one already seen mean that the source's clock was wrong before and was set
 right: time starts anew. Otherwise one reading stamped with a far future would end detection for good."""
@@ -72,6 +79,8 @@ class DetectionSettings:
         clear_windows: calm windows in a row that close an alert.
         cooldown_windows: windows after the close within which the same alert goes on instead of a new one.
         per_hour_max: most alerts that are opened an hour of event time.
+        cusum_budget_days: days in which the sum of z may fire falsely once for an entity that is always there; 0 does
+            without the sum. It finds shifts that are too small for the other rules, and is slow.
     """
 
     magnitude_p: float = 1e-5
@@ -85,14 +94,16 @@ class DetectionSettings:
     clear_windows: int = 6
     cooldown_windows: int = 12
     per_hour_max: int = 30
+    cusum_budget_days: float = 0.0
 
 
 @dataclass(slots=True)
 class _Track:
-    """What is remembered of one entity; `average` is that of z."""
+    """What is remembered of one entity; `average` is that of z, `sum` that of what it exceeds `REFERENCE` by."""
 
     recent: deque[bool]
     average: float = 0.0
+    sum: float = 0.0
     last_end_s: float = -inf
     length_s: float = 0.0
     calm: int = 0
@@ -125,6 +136,7 @@ class DetectionMachine:
         self._alerting: dict[str, _Track] = {}  # those with an alert that is open or cooling
         self._watermark_s = -inf
         self._tokens = float(settings.per_hour_max)
+        self._sum_limit: tuple[tuple[float, float], float] = ((0.0, 0.0), inf)
 
     @property
     def prefix(self) -> str:
@@ -194,17 +206,32 @@ class DetectionMachine:
             # What was not seen counts as ordinary: the average decays as with windows of z = 0.
             pause = pause_s / length_s
             track.average *= 1.0 - smoothing(pause, settings.half_life_windows)
+            track.sum = max(track.sum - pause * REFERENCE, 0.0)
             track.recent.extend([False] * min(math.ceil(pause), settings.sustained_span))
-        track.average += smoothing(1.0, settings.half_life_windows) * (z_score(window.p_value) - track.average)
+        z = z_score(window.p_value)
+        track.average += smoothing(1.0, settings.half_life_windows) * (z - track.average)
         track.last_end_s, track.length_s = window.end_s, length_s
         high = track.average >= self._limit(window)
         track.recent.append(high)
         beyond = settings.magnitude_factor * max(window.threshold, window.benign_max)
         magnitude = window.p_value < settings.magnitude_p or window.score > beyond
-        return magnitude, high and sum(track.recent) >= settings.sustained_windows
+        sustained = high and sum(track.recent) >= settings.sustained_windows
+        limit = self._limit_of_sum(window)
+        track.sum = min(max(track.sum + z - REFERENCE, 0.0), SUM_ROOM * limit) if limit < inf else 0.0
+        return magnitude, sustained or track.sum > limit
 
     def _limit(self, window: ScoredWindow) -> float:
         return max(self._on, window.benign_average + self._settings.sustained_margin)
+
+    def _limit_of_sum(self, window: ScoredWindow) -> float:
+        length_s = window.end_s - window.start_s
+        if self._settings.cusum_budget_days <= 0.0 or length_s <= 0.0:
+            return inf
+        known = (length_s, window.spread)
+        if self._sum_limit[0] != known:
+            windows = self._settings.cusum_budget_days * DAY_S / length_s
+            self._sum_limit = (known, limit_for(windows, spread=window.spread))
+        return self._sum_limit[1]
 
     def _answer(self, track: _Track, window: ScoredWindow, magnitude: bool, sustained: bool) -> list[Effect]:
         """The transition table; see the module's text."""
@@ -217,7 +244,8 @@ class DetectionMachine:
             if alert is None:
                 return self._open(track, window, magnitude)
             return self._report(track, alert.grown(window, magnitude=magnitude), AlertState.UPDATED)
-        if magnitude or track.average >= self._limit(window) - self._hysteresis:
+        active = track.average >= self._limit(window) - self._hysteresis
+        if magnitude or active or track.sum > SUM_CLEAR * self._limit_of_sum(window):
             track.calm = 0
             track.alert = grown = alert.grown(window, magnitude=magnitude)
             return self._report(track, grown, AlertState.UPDATED) if self._is_news(grown, window) else []
@@ -261,6 +289,7 @@ class DetectionMachine:
         # The record goes last: a crash before finds it, publishes the close again, and deletes it then.
         effects = [*self._report(track, alert, AlertState.CLOSED), Persist(self.prefix + alert.id, None)]
         track.recent.clear()
+        track.sum = 0.0
         if not self._settings.cooldown_windows:
             self._drop(track, alert.entity)
         return effects

@@ -24,20 +24,22 @@ import numpy.typing as npt
 from vedette_core.learning.calibration import SCORES_MAX, SCORES_MIN
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import Network
+from vedette_core.learning.sketch import ScoreSketch
 from vedette_device.alert_record import ScoredWindow
 from vedette_device.baseline import INPUTS_KEPT_MAX, Baseline
 from vedette_device.calibrated_model import CalibratedModel, Reconstructs, shaped
+from vedette_device.drift_watch import DriftWatch
 from vedette_device.features.windows import Window
 from vedette_device.input_history import InputHistory, pack_windows, unpack_windows
 from vedette_device.reasons import top_reasons
 from vedette_schemas.alert import AlertModel, FeatureReason
 from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.features import FeatureSchema
-from vedette_schemas.telemetry import SCORE_BUCKETS
+from vedette_schemas.telemetry import SCORE_BUCKETS, DriftReport
 
 Phase = Literal["learning", "calibrating", "armed"]
 
-STATE_FORMAT: Final = 1
+STATE_FORMAT: Final = 2
 WINDOWS_MAX: Final = SCORES_MAX
 """Most windows of one phase: four days of one device at 5 s, 45 days of a process at a minute."""
 REASONS_P: Final = 0.25
@@ -93,6 +95,7 @@ class Detector:
         self.windows_scored = 0
         self.refused: Counter[str] = Counter()
         self.p_histogram = [0] * SCORE_BUCKETS
+        self.drift_watch = DriftWatch(schema)
         self._timer = timer
         self._timings_us: deque[float] = deque(maxlen=TIMINGS_KEPT)
         self._history = InputHistory(schema)
@@ -134,6 +137,21 @@ class Detector:
         """Quantile of the time that scoring took, in microseconds a window; 0 before the first."""
         return float(np.quantile(self._timings_us, quantile)) if self._timings_us else 0.0
 
+    def drift(self) -> DriftReport | None:
+        """How far the newest windows are from what was calibrated on; None before there is enough to say."""
+        if self._active is None or self._baseline is None:
+            return None
+        return self.drift_watch.report(self._active.rolling.current.ordered, self._baseline)
+
+    def score_sketch(self) -> ScoreSketch | None:
+        """What benign windows score here, for a device that has no calibration yet; None before this one has."""
+        return ScoreSketch.of(self._active.rolling.current.ordered) if self._active else None
+
+    def outline(self) -> bytes:
+        """What kind of device this is, as its scores tell: see `ScoreSketch.outline`; empty before it is calibrated."""
+        sketch = self.score_sketch()
+        return sketch.outline() if sketch else b""
+
     def training_matrix(self, network: Network) -> Float32:
         """Scaled benign inputs for a round's local training, ``(n, *input_shape)`` float32, at most `INPUTS_KEPT_MAX`.
 
@@ -141,6 +159,12 @@ class Detector:
             PeerError: the network's input is not the schema's.
         """
         return shaped(self._training.astype(np.float32), network)
+
+    def training_windows(self, count: int) -> Float32:
+        """At most `count` of the scaled training inputs, ``(n, *schema.input_shape)`` float32, evenly spread."""
+        known = len(self._training)
+        chosen = np.unique(np.linspace(0, known - 1, count).astype(np.intp)) if known else np.zeros(0, np.intp)
+        return self._training[chosen].astype(np.float32)
 
     def install(self, backend: Reconstructs, model: AlertModel) -> None:
         """Score with this model from now on, or from the end of the calibration stretch on.
@@ -156,6 +180,7 @@ class Detector:
             self._pending = (backend, model)
             return
         stored, self._stored, self._pending = self._stored, None, None
+        self.drift_watch.restart()
         if stored is not None and stored["digest"] == model.digest:
             self._active = CalibratedModel.from_state(backend, model, self._baseline, stored)
             return
@@ -252,6 +277,7 @@ class Detector:
                     calibration_size=calibration.size,
                     features=reasons,
                     model=active.model,
+                    spread=active.spread,
                 )
             )
         if self._timer:
@@ -268,9 +294,11 @@ class Detector:
     ) -> None:
         """Count, and renew what is held out: what leaves it becomes a training row, so that the two stay disjoint."""
         assert self._active is not None
+        assert self._baseline is not None
         self.windows_scored += len(scored)
-        for (_, _, scaled), window in zip(waiting, scored, strict=True):
+        for (_, values, scaled), window in zip(waiting, scored, strict=True):
             self.p_histogram[min(int(-4.0 * np.log10(window.p_value)), SCORE_BUCKETS - 1)] += 1
+            self.drift_watch.observe(window.score, window.p_value, values[-1], scaled[-1], self._baseline)
             if frozen:
                 continue
             place = self._active.rolling.observe(window.score, window.p_value)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vedette_core.machine import Event
+from vedette_core.secagg.committee import CloseReceived, OpeningReceived
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened
-from vedette_schemas.envelope import Verifier, unseal
+from vedette_schemas.envelope import Verifier, kind_of, unseal
 from vedette_schemas.errors import PeerError
 from vedette_schemas.round import OPEN_TYPE, ROSTER_TYPE, Roster, RoundOpen
+from vedette_schemas.secagg import CLOSE_TYPE, OPENING_TYPE, Close, Opening
 from vedette_schemas.telemetry import RECEIPT_TYPE, Receipt
 from vedette_schemas.topics import Parsed, Topics
 
@@ -59,12 +61,27 @@ class Intake:
                 receipt, _ = unseal(Receipt, payload, RECEIPT_TYPE, self._keys, sender=self._aggregator)
                 _same("receipt", "device", receipt.device, self._device)
                 return ReceiptReceived(receipt)
+            case "committee":
+                _same("committee", "device", parsed.device, self._device)
+                return self._committee(payload)
         raise PeerError(f"topic {topic[:120]!r}: found a message that no round is about", reason="topic")
 
+    def _committee(self, payload: bytes) -> Event:
+        if kind_of(payload) == CLOSE_TYPE:
+            close, _ = unseal(Close, payload, CLOSE_TYPE, self._keys, sender=self._aggregator)
+            self._known(close.task)
+            return CloseReceived(close)
+        opening, _ = unseal(Opening, payload, OPENING_TYPE, self._keys, sender=self._aggregator)
+        self._known(opening.task)
+        return OpeningReceived(opening)
+
     def _check_task(self, parsed: Parsed) -> None:
-        if parsed.task not in self._tasks:
+        self._known(parsed.task or "")
+
+    def _known(self, task: str) -> None:
+        if task not in self._tasks:
             raise PeerError(
-                f"round: found task {parsed.task!r}, expected one of {', '.join(sorted(self._tasks))}", reason="task"
+                f"round: found task {task!r}, expected one of {', '.join(sorted(self._tasks))}", reason="task"
             )
 
 

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from vedette_core.crypto.agreement import KeyPair
 from vedette_core.machine import Connected, Effect, Event, Tick
+from vedette_core.secagg.committee import CloseReceived, OpeningReceived
 from vedette_device.training import Contribution
 from vedette_schemas.round import Plan, Roster, RoundOpen
 from vedette_schemas.telemetry import Receipt
-
-
-@dataclass(frozen=True, slots=True)
-class KeyPair:
-    """A fresh X25519 key pair, 32 raw bytes each."""
-
-    private: bytes = field(repr=False)
-    public: bytes
-
+from vedette_schemas.trust import BeaconAnchor
 
 KeyFactory = Callable[[], KeyPair]
 """Makes a key pair that was never used before."""
@@ -62,12 +56,14 @@ class ReleaseVerified(Event):
         model_sha256: hex digest of the weights file.
         plan_sha256: hex digest of the plan.
         plan: the plan.
+        anchor: of the beacon, from metadata that the site's offline keys signed; None where there is none.
     """
 
     version: int
     model_sha256: str
     plan_sha256: str
     plan: Plan
+    anchor: BeaconAnchor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +73,13 @@ class TrainingFinished(Event):
     Attributes:
         round: the round that it was for.
         attempt: the attempt of it.
-        contribution: the encoded update.
+        plan: the plan that it was trained under.
+        contribution: the vector, masked for the group, and what belongs to it.
     """
 
     round: int
     attempt: int
+    plan: Plan
     contribution: Contribution
 
 
@@ -96,7 +94,7 @@ class TrainingFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Train(Effect):
-    """Train on the local examples and encode the change; answer with `TrainingFinished` or `TrainingFailed`.
+    """Train on the local examples, encode and mask the change; answer with `TrainingFinished` or `TrainingFailed`.
 
     A training that is still running for an older attempt is pointless from here on.
 
@@ -107,7 +105,8 @@ class Train(Effect):
         model_version: release version to start from.
         model_sha256: hex digest of its weights file.
         plan: how to train and encode.
-        seed: of the encoding's rotation (`vedette_device.training.contribute`).
+        roster: the group that it is for.
+        key: the pair of the own entry in the roster.
     """
 
     task: str
@@ -116,7 +115,8 @@ class Train(Effect):
     model_version: int
     model_sha256: str
     plan: Plan
-    seed: bytes
+    roster: Roster
+    key: KeyPair
 
 
 class Answer(StrEnum):
@@ -130,7 +130,8 @@ class Answer(StrEnum):
 class ParticipantState(StrEnum):
     """Where a participant is.
 
-    UNFIT: the released model is for other features than this device's; it never trains. IDLE: no key. CHECKED_IN: a
+    UNFIT: the released model is for other features than this device's, or its plan is one that it refuses; it never
+    trains. IDLE: no key. CHECKED_IN: a
     key was offered, its roster is waited for. TRAINING: its roster holds. UPLOADED: its one upload of the attempt is
     written down (or the attempt is sat out); the key is kept until the attempt is over.
     """
@@ -152,6 +153,8 @@ KINDS: Final[Mapping[type[Event], str]] = {
     ReleaseVerified: "release",
     TrainingFinished: "trained",
     TrainingFailed: "training_failed",
+    CloseReceived: "close",
+    OpeningReceived: "opening",
 }
 """Every event of the machine, with its label in the metrics."""
 
@@ -174,6 +177,8 @@ _ROWS: Final[Mapping[type[Event], tuple[Answer, ...]]] = {
     ReleaseVerified:   (_A,  _A,  _A,        _A,      _A),
     TrainingFinished:  (_D,  _D,  _D,        _A,      _D),
     TrainingFailed:    (_D,  _D,  _D,        _A,      _D),
+    CloseReceived:     (_A,  _A,  _A,        _A,      _A),
+    OpeningReceived:   (_A,  _A,  _A,        _A,      _A),
 }  # fmt: skip
 TABLE: Final[Mapping[tuple[ParticipantState, type[Event]], Answer]] = {
     (state, event): answer for event, row in _ROWS.items() for state, answer in zip(_STATES, row, strict=True)

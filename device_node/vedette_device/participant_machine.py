@@ -2,8 +2,11 @@
 
 Pure: events carry verified bodies (`vedette_device.intake`). Rules that hold whatever the network, a crash or the
 aggregator does: a key is in one check-in and used for one attempt; the attempt is marked as used, with the exact bytes,
-before the upload leaves; there is one upload an attempt, for ever; a roster is believed only if this device would have
-put itself into that very group, with its own key, on the model and plan that it verified itself.
+before the upload leaves; there is one upload an attempt, for ever, and no more in a budget period than the plan allows;
+a roster is believed only if this device would have put itself into that very group, with its own key, with members who
+signed theirs, on the model and plan that it verified itself; a plan that would show its update to anybody is refused.
+
+In a group whose members open its sum, the device is in the committee, too: `vedette_core.secagg.committee`.
 
 Deadlines are the aggregator's to judge: a gateway's clock may be hours off, and late uploads are told so by receipt.
 
@@ -12,12 +15,14 @@ Source: `docs/protocol.md` §5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from vedette_core.learning.encoding import rotation_seed
+from vedette_core.crypto.agreement import KeyPair
 from vedette_core.machine import Connected, Count, Effect, Event, Note, Persist, Subscribe, Tick, Unsubscribe
+from vedette_core.secagg.committee import CloseReceived, CommitteeMember, OpeningReceived, PlaceOver, Seated
+from vedette_core.secagg.membership import PeerSource
 from vedette_device.participant_events import (
     KINDS,
     TABLE,
@@ -34,14 +39,19 @@ from vedette_device.participant_events import (
     TrainingFinished,
 )
 from vedette_device.participant_messages import DeviceIdentity, ParticipantMessages
-from vedette_device.participant_state import ParticipantRecord, Place, RoundKey, StoredUpload, state_key, upload_key
-from vedette_device.roster_check import check_roster, own_group
-from vedette_schemas.errors import PeerError
-from vedette_schemas.round import (
-    Phase,
-    Roster,
-    RoundOpen,
+from vedette_device.participant_state import (
+    ParticipantRecord,
+    Place,
+    RoundKey,
+    StoredUpload,
+    first_after,
+    state_key,
+    upload_key,
 )
+from vedette_device.plan_check import misfit
+from vedette_device.roster_check import PHASE_RANK, check_against_plan, check_roster, own_group
+from vedette_schemas.errors import PeerError, RefusedError
+from vedette_schemas.round import Phase, Roster, RoundOpen
 from vedette_schemas.telemetry import Receipt
 from vedette_schemas.topics import FlStep, Topics
 
@@ -49,7 +59,8 @@ __all__ = ["DeviceIdentity", "ParticipantMachine"]
 
 ROSTER_RETRY_S: Final = 30.0
 """A roster that does not come is subscribed to again: a subscription makes the broker send what it retains."""
-_RANK: Final = {Phase.CHECKIN: 0, Phase.COLLECT: 1, Phase.DONE: 2, Phase.FAILED: 2}
+MayJoin = Callable[[float, int], str]
+"""Whether this device's own budget lets it take part now (epoch seconds) in a round: empty, or the reason why not."""
 
 
 class ParticipantMachine:
@@ -60,10 +71,32 @@ class ParticipantMachine:
         task: the task.
         identity: who takes part.
         new_key: makes fresh X25519 key pairs.
+        peers: the site's anchors, to believe the certificates of others in a roster by.
+        plain_allowed: whether an update may leave that the aggregator can read.
+        may_join: the device's own budget.
+        sketch: a coarse summary of this device's behaviour, for a diverse selection; may be empty.
     """
 
-    def __init__(self, *, topics: Topics, task: str, identity: DeviceIdentity, new_key: KeyFactory) -> None:
+    def __init__(
+        self,
+        *,
+        topics: Topics,
+        task: str,
+        identity: DeviceIdentity,
+        new_key: KeyFactory,
+        peers: PeerSource,
+        plain_allowed: bool = False,
+        may_join: MayJoin | None = None,
+        sketch: Callable[[], bytes] = bytes,
+    ) -> None:
         self.task = task
+        self._peers = peers
+        self._plain_allowed = plain_allowed
+        self._may_join, self._sketch = may_join, sketch
+        self._committee = CommitteeMember(
+            topics=topics, task=task, member=identity.device, signer=identity.signer, peers=peers
+        )
+        self._unsafe = ""
         self._topics = topics
         self._identity = identity
         self._say = ParticipantMessages(topics, task, identity)
@@ -90,15 +123,23 @@ class ParticipantMachine:
         task: str,
         identity: DeviceIdentity,
         new_key: KeyFactory,
+        peers: PeerSource,
+        plain_allowed: bool = False,
+        may_join: MayJoin | None = None,
+        sketch: Callable[[], bytes] = bytes,
     ) -> tuple[ParticipantMachine, list[Effect]]:
         """Go on from what was persisted; with nothing persisted, begin.
 
         Args:
-            persisted: every key below ``participant/{task}/`` with its value.
-            topics: the site's topics.
-            task: the task.
-            identity: who takes part.
-            new_key: makes fresh X25519 key pairs.
+            persisted: every key below ``participant/{task}/`` and ``committee/{task}/`` with its value.
+            topics: see `ParticipantMachine`.
+            task: see `ParticipantMachine`.
+            identity: see `ParticipantMachine`.
+            new_key: see `ParticipantMachine`.
+            peers: see `ParticipantMachine`.
+            plain_allowed: see `ParticipantMachine`.
+            may_join: see `ParticipantMachine`.
+            sketch: see `ParticipantMachine`.
 
         Returns:
             The machine, and the effects that finish what a crash interrupted; they are carried out before any event.
@@ -106,7 +147,19 @@ class ParticipantMachine:
         Raises:
             ConfigError: the store holds something else than this machine's records.
         """
-        machine = cls(topics=topics, task=task, identity=identity, new_key=new_key)
+        machine = cls(
+            topics=topics,
+            task=task,
+            identity=identity,
+            new_key=new_key,
+            peers=peers,
+            plain_allowed=plain_allowed,
+            may_join=may_join,
+            sketch=sketch,
+        )
+        machine._committee = CommitteeMember.restore(
+            persisted, topics=topics, task=task, member=identity.device, signer=identity.signer, peers=peers
+        )
         return machine, machine._resume(persisted)
 
     @property
@@ -120,6 +173,11 @@ class ParticipantMachine:
         if key is None:
             return ParticipantState.IDLE
         return ParticipantState.CHECKED_IN if self._record.used < key.earliest else ParticipantState.UPLOADED
+
+    @property
+    def used(self) -> Place:
+        """The last attempt that this device gave its upload to, or sat out."""
+        return self._record.used
 
     def next_deadline(self) -> float | None:
         """When a `Tick` is due, epoch seconds; one is due every minute all the same, for a clock that is set back."""
@@ -143,7 +201,7 @@ class ParticipantMachine:
                 case RoundOpened(body):
                     answer = self._on_open(body, now, out)
                 case RosterReceived(body):
-                    answer = self._on_roster(body, out)
+                    answer = self._on_roster(body, now, out)
                 case ReceiptReceived(body):
                     self._on_receipt(body, out)
                 case ExamplesAvailable(count):
@@ -155,6 +213,10 @@ class ParticipantMachine:
                     answer = self._on_trained(event, out)
                 case TrainingFailed():
                     answer = self._on_failed(event, out)
+                case CloseReceived() | OpeningReceived():
+                    said = self._committee.handle(event, now)
+                    self._give_up_key(out)
+                    out += said
         self._save(out)
         out.append(Count("machine_events", answer.value, self.task, KINDS[type(event)]))
         return out
@@ -162,10 +224,14 @@ class ParticipantMachine:
     # -- the round ----------------------------------------------------------------------------------------------------
 
     def _on_open(self, body: RoundOpen, now: float, out: list[Effect]) -> Answer:
-        position = (body.round, body.attempt, _RANK[body.phase])
+        position = (body.round, body.attempt, PHASE_RANK[body.phase])
         if position < self._record.seen:
             return Answer.DISCARD
-        same = self._open is not None and position == (self._open.round, self._open.attempt, _RANK[self._open.phase])
+        same = self._open is not None and position == (
+            self._open.round,
+            self._open.attempt,
+            PHASE_RANK[self._open.phase],
+        )
         if same and body.phase is Phase.COLLECT and body != self._open:
             out.append(
                 self._note("warning", f"round {body.round}.{body.attempt}: found two states; the first one counts")
@@ -186,22 +252,26 @@ class ParticipantMachine:
         here: Place = (self._open.round, self._open.attempt)
         phase = self._open.phase
         over = phase in (Phase.DONE, Phase.FAILED)
-        if self._training is not None and (over or (self._training.round, self._training.attempt) < here):
+        closed = over or phase is Phase.UNMASK
+        next_place = (here[0], here[1] + 1) if over else here
+        if next_place > self._committee.floor:
+            out += self._committee.handle(PlaceOver(next_place), now)
+        if self._training is not None and (closed or (self._training.round, self._training.attempt) < here):
             self._training = None
             self._drop_key()
-        if self._roster is not None and (over or (self._roster.round, self._roster.attempt) < here):
+        if self._roster is not None and (closed or (self._roster.round, self._roster.attempt) < here):
             self._roster = None
         key = self._record.key
-        if key is not None and self._is_spent(key, here, phase):
+        if key is not None and key.is_spent(self._record.used, here, phase):
             self._drop_key()
         elif key is not None and over and key.earliest > here:
             # It was made for the next attempt, and there is none: the next round is the first that can have it.
-            self._put(replace(self._record, key=replace(key, earliest=self._first_after(here, phase))))
+            self._put(replace(self._record, key=replace(key, earliest=first_after(here, phase))))
         if self._record.key is None:
-            self._check_in(self._first_after(here, phase), now, out)
+            self._check_in(first_after(here, phase), now, out)
         key = self._record.key
         if self._training is None and self._roster is not None:
-            self._try_training(out)
+            self._try_training(now, out)
         elif phase is Phase.COLLECT and key is not None and key.earliest <= here and self._awaits_roster(here):
             self._join(now, out)
         else:
@@ -210,28 +280,20 @@ class ParticipantMachine:
     def _awaits_roster(self, here: Place) -> bool:
         return self._training is None and self._record.used < here and self._passed != here
 
-    def _is_spent(self, key: RoundKey, here: Place, phase: Phase) -> bool:
-        """Whether the key may have been in the roster of an attempt that is over; such a key is not offered again."""
-        if phase is Phase.COLLECT:
-            return key.earliest <= self._record.used < here
-        return key.earliest < here or (phase is not Phase.CHECKIN and key.earliest == here)
-
-    def _first_after(self, here: Place, phase: Phase) -> Place:
-        """The first attempt that can have a key which is made now."""
-        if phase is Phase.CHECKIN:
-            return here
-        return (here[0], here[1] + 1) if phase is Phase.COLLECT else (here[0] + 1, 1)
-
     def _check_in(self, earliest: Place, now: float, out: list[Effect]) -> None:
         release = self._release
         if release is None or not self._fits() or self._examples < release.plan.training.examples_min:
             return
-        if self._refused_at == self._record.seen:
+        if self._refused_at == self._record.seen or self._record.is_exhausted(release.plan, earliest[0]):
+            return
+        if self._may_join is not None and self._may_join(now, earliest[0]):
             return
         pair = self._new_key()
         # Epoch seconds, unless the clock went back: counts up even on a device that lost its state.
         seq = max(self._record.seq + 1, int(now))
-        message_id, sealed = self._say.checkin(pair, seq=seq, examples=self._examples, model_version=release.version)
+        message_id, sealed = self._say.checkin(
+            pair, seq=seq, examples=self._examples, model_version=release.version, sketch=self._sketch()
+        )
         self._put(replace(self._record, seq=seq, key=RoundKey(message_id, pair.private, pair.public, earliest, sealed)))
         self._save(out)
         out.append(self._say.publication(FlStep.CHECKIN, message_id, sealed))
@@ -259,7 +321,7 @@ class ParticipantMachine:
 
     # -- the group ----------------------------------------------------------------------------------------------------
 
-    def _on_roster(self, roster: Roster, out: list[Effect]) -> Answer:
+    def _on_roster(self, roster: Roster, now: float, out: list[Effect]) -> Answer:
         opened, key = self._open, self._record.key
         if opened is None or key is None or self._group is None:
             return Answer.DISCARD
@@ -276,10 +338,10 @@ class ParticipantMachine:
             self._passed = place
             return Answer.DISCARD
         self._roster = roster
-        self._try_training(out)
+        self._try_training(now, out)
         return Answer.ACCEPT
 
-    def _try_training(self, out: list[Effect]) -> None:
+    def _try_training(self, now: float, out: list[Effect]) -> None:
         """Train on the roster that holds, once its model and plan are here and verified, and the examples suffice."""
         roster, release = self._roster, self._release
         if roster is None or release is None:
@@ -294,21 +356,23 @@ class ParticipantMachine:
         if self._examples < plan.training.examples_min:
             return
         self._roster = None
-        if len(roster.members) < plan.groups.survivors_min:
+        key = self._record.key
+        assert key is not None, "a roster is believed only with the own key in it"
+        try:
+            check_against_plan(roster, plan, release.anchor, self._peers.fork(), now)
+            if self._record.is_exhausted(plan, roster.round):
+                raise RefusedError("found this period's participations used up", rule="budget")
+        except (PeerError, RefusedError) as fault:
             self._passed = (roster.round, roster.attempt)
-            found = f"found a group of {len(roster.members)}, expected {plan.groups.survivors_min} or more"
-            out.append(self._note("warning", f"round {roster.round}.{roster.attempt}: {found}"))
+            out.append(self._note("warning", f"round {roster.round}.{roster.attempt}: sits out: {fault}"))
             return
         self._training = roster
-        seed = rotation_seed(
-            task=self.task,
-            round_number=roster.round,
-            attempt=roster.attempt,
-            model=roster.model,
-            plan=roster.plan,
-            beacon=roster.beacon,
+        pair = KeyPair(key.private, key.public)
+        if plan.masked and plan.groups.committee == "inline":
+            out += self._committee.handle(Seated(roster, plan, pair), now)
+        out.append(
+            Train(self.task, roster.round, roster.attempt, roster.model_version, roster.model, plan, roster, pair)
         )
-        out.append(Train(self.task, roster.round, roster.attempt, roster.model_version, roster.model, plan, seed))
 
     def _on_trained(self, event: TrainingFinished, out: list[Effect]) -> Answer:
         roster = self._training
@@ -317,9 +381,9 @@ class ParticipantMachine:
         message_id, sealed = self._say.upload(roster, event.contribution)
         place = (roster.round, roster.attempt)
         self._training = None
-        self._upload = StoredUpload(place, message_id, sealed)
+        self._upload = StoredUpload(place, message_id, sealed, self._record.spent_after(event.plan, place[0]))
         out.append(Persist(upload_key(self.task), self._upload.to_bytes()))
-        self._put(replace(self._record, used=place))
+        self._put(self._record.with_used(place, self._upload.spent))
         self._save(out)
         out.append(self._say.publication(FlStep.UPLOAD, message_id, sealed))
         out.append(Count("rounds_joined", Answer.ACCEPT.value, self.task))
@@ -331,9 +395,19 @@ class ParticipantMachine:
             return Answer.DISCARD
         # The attempt counts as used, so that a roster that comes again does not make the device train for ever.
         self._training = None
-        self._put(replace(self._record, used=(roster.round, roster.attempt)))
+        self._put(self._record.with_used((roster.round, roster.attempt), self._record.spent))
         out.append(self._note("warning", f"round {roster.round}.{roster.attempt}: sits out: {event.reason}"))
         return Answer.ACCEPT
+
+    def _give_up_key(self, out: list[Effect]) -> None:
+        """Once the own shares are released the collection is over, whether or not the round's state said so here: what
+        is still trained would come too late, and the key goes from this record, too, before the shares leave."""
+        key = self._record.key
+        place = self._committee.released_with(key.public) if key is not None and key.private else None
+        if place is not None:
+            self._training = self._roster = None
+            self._put(self._record.with_used(place, self._record.spent))
+            self._save(out)
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 
@@ -358,24 +432,18 @@ class ParticipantMachine:
 
     def _on_release(self, event: ReleaseVerified, now: float, out: list[Effect]) -> Answer:
         self._release = event
+        self._unsafe = misfit(event.plan, self._identity.feature_schema, plain_allowed=self._plain_allowed)
         if self._fits():
             self._follow(now, out)
             return Answer.ACCEPT
         self._training = self._roster = None
         self._drop_key()
         self._leave(out)
-        found, expected = event.plan.feature_schema[:16], self._identity.feature_schema[:16]
-        out.append(
-            self._note(
-                "error",
-                f"release {event.version}: found feature schema {found} in its plan, expected {expected}, which this "
-                "device computes; it does not take part: update its software, or correct its channels",
-            )
-        )
+        out.append(self._note("error", f"release {event.version}: {self._unsafe}; this device does not take part"))
         return Answer.REJECT
 
     def _fits(self) -> bool:
-        return self._release is None or self._release.plan.feature_schema == self._identity.feature_schema
+        return not self._unsafe
 
     def _subscribe(self, out: list[Effect]) -> None:
         out.append(Subscribe(self._topics.round(self.task)))
@@ -406,7 +474,7 @@ class ParticipantMachine:
         if stored is not None:
             self._upload = StoredUpload.from_bytes(stored, upload_key(self.task))
             if self._upload.place > self._record.used:  # the crash was between the two writes
-                self._put(replace(self._record, used=self._upload.place))
+                self._put(self._record.with_used(self._upload.place, self._upload.spent))
         self._save(out)
         key = self._record.key
         if key is not None and key.unacknowledged:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
+from vedette_core.crypto.agreement import KeyPair
 from vedette_core.machine import Publish
-from vedette_device.participant_events import KeyPair
 from vedette_device.training import Contribution
-from vedette_schemas.envelope import Signer, seal
+from vedette_schemas import codec
+from vedette_schemas.envelope import Signer, pre_authentication_encoding, seal
 from vedette_schemas.round import (
     CHECKIN_TYPE,
+    HEADER_TYPE,
+    OFFER_TYPE,
     UPLOAD_TYPE,
     CheckIn,
     Roster,
     Upload,
     checkin_id,
+    header_of,
+    offer_statement,
     transcript_hash,
     upload_id,
 )
@@ -35,6 +40,8 @@ class DeviceIdentity:
         intermediate: DER of the certificate that issued it.
         signer: holder of the signing key.
         feature_schema: digest of the feature schema that this device computes for the task.
+        role: ``contribute``, or ``unmask`` for a helper.
+        cohort: what kind of device it is, in the operator's words.
     """
 
     device: str
@@ -42,6 +49,8 @@ class DeviceIdentity:
     intermediate: bytes = field(repr=False)
     signer: Signer = field(repr=False)
     feature_schema: str
+    role: Literal["contribute", "unmask"] = "contribute"
+    cohort: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +67,12 @@ class ParticipantMessages:
     task: str
     identity: DeviceIdentity
 
-    def checkin(self, pair: KeyPair, *, seq: int, examples: int, model_version: int) -> tuple[str, bytes]:
+    def checkin(
+        self, pair: KeyPair, *, seq: int, examples: int, model_version: int, sketch: bytes = b""
+    ) -> tuple[str, bytes]:
         """A check-in with a fresh key: its id, and its sealed bytes."""
+        who = self.identity
+        statement = offer_statement(self.task, who.device, seq, pair.public, who.role)
         body = CheckIn(
             id=checkin_id(self.task, pair.public),
             task=self.task,
@@ -68,9 +81,13 @@ class ParticipantMessages:
             certificate=self.identity.certificate,
             intermediate=self.identity.intermediate,
             epk=pair.public,
-            examples_bucket=examples.bit_length() - 1,
+            offer=who.signer.sign(pre_authentication_encoding(OFFER_TYPE, who.device, statement)),
+            role=who.role,
+            examples_bucket=max(0, examples.bit_length() - 1),
             feature_schema=self.identity.feature_schema,
             model_version=model_version,
+            cohort=who.cohort,
+            sketch=sketch,
         )
         return body.id, seal(body, CHECKIN_TYPE, self.identity.device, self.identity.signer)
 
@@ -84,14 +101,13 @@ class ParticipantMessages:
             gid=roster.gid,
             device=self.identity.device,
             transcript=transcript_hash(roster),
-            levels=made.levels,
-            weight=made.weight,
-            num_examples=made.num_examples,
-            clipped=made.clipped,
-            loss_before=made.loss_before,
-            loss_after=made.loss_after,
-            ranges=made.ranges,
+            vector=made.vector,
+            boxes=made.boxes,
+            commitments=made.commitments,
+            header=bytes(64),
         )
+        encoded = pre_authentication_encoding(HEADER_TYPE, body.device, codec.pack(header_of(body)))
+        body = body.model_copy(update={"header": self.identity.signer.sign(encoded)})
         return body.id, seal(body, UPLOAD_TYPE, self.identity.device, self.identity.signer)
 
     def publication(self, step: FlStep, message_id: str, sealed: bytes) -> Publish:

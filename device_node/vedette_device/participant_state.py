@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgpack
 
 from vedette_schemas.errors import ConfigError
+from vedette_schemas.round import Phase, Plan
 
 FORMAT: Final = 1
 
 Place = tuple[int, int]
 """(round, attempt): places are ordered, and a device never goes back."""
+
+
+def first_after(here: Place, phase: Phase) -> Place:
+    """The first attempt whose roster can have a key that is made now."""
+    if phase is Phase.CHECKIN:
+        return here
+    return (here[0], here[1] + 1) if phase in (Phase.COLLECT, Phase.UNMASK) else (here[0] + 1, 1)
 
 
 def state_key(task: str) -> str:
@@ -31,7 +39,7 @@ class RoundKey:
 
     Attributes:
         id: the check-in's id.
-        private: X25519 private key, 32 bytes.
+        private: X25519 private key, 32 bytes; empty once the upload is written down: a committee's seat has its own.
         public: X25519 public key, 32 bytes.
         earliest: the first attempt whose roster can have it.
         unacknowledged: the sealed check-in, until its receipt has come; then empty.
@@ -43,6 +51,18 @@ class RoundKey:
     earliest: Place
     unacknowledged: bytes = field(repr=False)
 
+    def is_spent(self, used: Place, here: Place, phase: Phase) -> bool:
+        """Whether it may have been in the roster of an attempt that is over; such a key is not offered again.
+
+        Args:
+            used: the last attempt that this device gave its upload to.
+            here: the attempt that the aggregator is at.
+            phase: where in it.
+        """
+        if phase is Phase.COLLECT:
+            return self.earliest <= used < here
+        return self.earliest < here or (phase is not Phase.CHECKIN and self.earliest == here)
+
 
 @dataclass(frozen=True, slots=True)
 class ParticipantRecord:
@@ -53,12 +73,29 @@ class ParticipantRecord:
         used: the last attempt for which an upload was made; there is never a second one.
         seq: of the last check-in.
         key: the key that is on offer or in use.
+        spent: (budget period, attempts that it contributed to in it).
     """
 
     seen: tuple[int, int, int] = (0, 0, 0)
     used: Place = (0, 0)
     seq: int = 0
     key: RoundKey | None = None
+    spent: tuple[int, int] = (0, 0)
+
+    def is_exhausted(self, plan: Plan, number: int) -> bool:
+        """Whether this device has contributed as often as the plan allows in a round's budget period."""
+        allowed = plan.privacy.participations_max
+        return 0 < allowed < self.spent_after(plan, number)[1]
+
+    def spent_after(self, plan: Plan, number: int) -> tuple[int, int]:
+        """`spent`, once this device has contributed to an attempt of a round."""
+        period = (number - 1) // plan.privacy.period_rounds
+        return period, 1 + (self.spent[1] if self.spent[0] == period else 0)
+
+    def with_used(self, place: Place, spent: tuple[int, int]) -> ParticipantRecord:
+        """The record once an attempt is used up: its private key is needed here no more."""
+        key = None if self.key is None else replace(self.key, private=b"")
+        return replace(self, used=place, key=key, spent=spent)
 
     def to_bytes(self) -> bytes:
         """msgpack."""
@@ -69,6 +106,7 @@ class ParticipantRecord:
             "used": self.used,
             "seq": self.seq,
             "key": None if key is None else [key.id, key.private, key.public, key.earliest, key.unacknowledged],
+            "spent": self.spent,
         }
         return bytes(msgpack.packb(plain))
 
@@ -81,7 +119,8 @@ class ParticipantRecord:
         """
         plain = _read(data, key)
         try:
-            return cls(plain["seen"], plain["used"], plain["seq"], RoundKey(*plain["key"]) if plain["key"] else None)
+            offered = RoundKey(*plain["key"]) if plain["key"] else None
+            return cls(plain["seen"], plain["used"], plain["seq"], offered, plain["spent"])
         except (KeyError, TypeError) as fault:
             raise _unreadable(key, str(fault)) from fault
 
@@ -94,15 +133,18 @@ class StoredUpload:
         place: the attempt that it is for.
         id: its id.
         sealed: the sealed message.
+        spent: the record's, with this upload counted: a crash before the record is written must not make it free.
     """
 
     place: Place
     id: str
     sealed: bytes = field(repr=False)
+    spent: tuple[int, int]
 
     def to_bytes(self) -> bytes:
         """msgpack."""
-        return bytes(msgpack.packb({"format": FORMAT, "place": self.place, "id": self.id, "sealed": self.sealed}))
+        plain = {"place": self.place, "id": self.id, "sealed": self.sealed, "spent": self.spent}
+        return bytes(msgpack.packb({"format": FORMAT, **plain}))
 
     @classmethod
     def from_bytes(cls, data: bytes, key: str) -> StoredUpload:
@@ -113,7 +155,7 @@ class StoredUpload:
         """
         plain = _read(data, key)
         try:
-            return cls(plain["place"], plain["id"], plain["sealed"])
+            return cls(plain["place"], plain["id"], plain["sealed"], plain["spent"])
         except (KeyError, TypeError) as fault:
             raise _unreadable(key, str(fault)) from fault
 

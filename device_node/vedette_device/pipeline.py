@@ -34,7 +34,9 @@ BREATH_WINDOWS: Final = 64
 """Windows after which other work of the process gets its turn."""
 REFUSED_MAX: Final = 32
 """Reasons in a report; sources have fewer."""
-_DELIVERED: Final = frozenset({"packets", "rows", "window_packets", "window_windows", "window_rows", "row_rows"})
+_DELIVERED: Final = frozenset(
+    {"packets", "rows", "flows", "lines", "window_packets", "window_windows", "window_rows", "window_flows", "row_rows"}
+)
 
 CarryOut = Callable[[Sequence[Effect]], Awaitable[None]]
 
@@ -58,7 +60,8 @@ class Pipeline:
         self.task = section.task
         self.use_case: Literal["network", "sensor"] = "network" if isinstance(section, NetworkSection) else "sensor"
         self._section, self._store, self._metrics = section, store, metrics
-        self._stream = open_stream(section)
+        self._position = store.get(f"source/{section.task}")
+        self._stream = open_stream(section, self._position)
         self.schema = self._stream.schema
         self.detector = self._restore_detector()
         self.machine = DetectionMachine(
@@ -139,6 +142,8 @@ class Pipeline:
     def report(self) -> DetectorReport:
         """What the detector did, for the node report."""
         counters = self._stream.counters()
+        self.detector.drift_watch.take_records(counters)
+        sketch, model = self.detector.score_sketch(), self.detector.model
         refused = {name: n for name, n in counters.items() if n and name not in _DELIVERED}
         for name, count in self.detector.refused.items():
             refused[name] = refused.get(name, 0) + count
@@ -153,13 +158,21 @@ class Pipeline:
             alerts_opened=self._alerts_opened,
             first_scored_s=self._first_scored_s,
             last_scored_s=self._last_scored_s,
+            model_version=model.version if model and sketch else 0,
+            sketch=sketch.to_bytes() if sketch else b"",
+            drift=self.detector.drift(),
         )
 
     def save(self) -> None:
         """Keep the detector's state over a restart; without room on the disk the last copy stays."""
         self._saved_at = time.monotonic()
+        position = self._stream.position()
         try:
             self._store.put(self._key, bytes(msgpack.packb(self.detector.to_state())))
+            # Behind the state: a crash between the two reads windows twice, which the detector notices, and loses none.
+            if position != self._position:
+                self._store.put(f"source/{self.task}", position)
+                self._position = position
         except TransientError as error:
             log.warning("%s: %s", self.task, error)
 

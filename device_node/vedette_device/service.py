@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import time
@@ -21,10 +20,14 @@ from vedette_core.runtime.metrics import serve as serve_metrics
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage, Will
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, Outbox, OutboxMessage, StateStore
+from vedette_core.secagg.committee import CloseReceived, OpeningReceived
+from vedette_device.budget_book import BudgetBook
+from vedette_device.enforcement import Enforcement
 from vedette_device.intake import Intake
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened, Train
 from vedette_device.participation import Participation
 from vedette_device.pipeline import Pipeline
+from vedette_device.release_follower import ReleaseFollower
 from vedette_device.retained import RetainedReader
 from vedette_device.settings import DeviceSettings
 from vedette_device.trust import TrustClient
@@ -41,9 +44,6 @@ log = logging.getLogger("vedette.device")
 TICK_S: Final = 0.2
 TICK_ANYWAY_S: Final = 60.0
 """Machines get a tick this often whatever their deadline says: after the clock was set back it may be far away."""
-REFRESH_S: Final = 3600.0
-"""Seconds between two looks at the release metadata when nothing announces a change: metadata that went stale show."""
-REFRESH_RETRY_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)
 DRAIN_STOPPED_S: Final = 3.0
 """Seconds that an operator who stops a node waits for receipts: what has none is sent at the next start."""
 DRAIN_ENDED_S: Final = 60.0
@@ -56,13 +56,17 @@ class DeviceService:
 
     Args:
         settings: its settings.
+        plain_allowed: whether updates may leave that the aggregator can read.
 
     Raises:
         ConfigError: a bundle, source, root of trust or state directory that cannot be used.
     """
 
-    def __init__(self, settings: DeviceSettings) -> None:
+    def __init__(self, settings: DeviceSettings, *, plain_allowed: bool = False) -> None:
         self._settings = settings
+        self._plain_allowed = plain_allowed
+        if plain_allowed:
+            log.warning("INSECURE: updates may leave this device unmasked; the aggregator can read each of them")
         self._node = load_node(settings.identity.bundle, time.time())
         if (self._node.id, self._node.site) != (settings.device, settings.site):
             raise ConfigError(
@@ -82,7 +86,7 @@ class DeviceService:
         outbox = Outbox(self._database, messages_max=settings.spool.messages_max, bytes_max=settings.spool.bytes_max)
         self._outbox = outbox
         self._pipelines = {s.task: Pipeline(settings, s, self._store, self._metrics) for s in sections}
-        ring = key_ring(self._node.bundle, settings.site)
+        self._peers = ring = key_ring(self._node.bundle, settings.site)
         learn_aggregator(ring, self._node.bundle, time.time())
         self._intake = Intake(self._topics, self._node.id, AGGREGATOR_ID, self._pipelines, ring)
         self._link = MqttLink(
@@ -105,9 +109,10 @@ class DeviceService:
         self._dropped = 0
         self._started = time.monotonic()
         self._jobs = Jobs()
-        self._refresh_wanted = asyncio.Event()
+        self._follower = ReleaseFollower(self._refresh, lambda: self._link.connected)
         self._updates: dict[str, Updates] = {}
         self._participations: dict[str, Participation] = {}
+        self._policy = Enforcement(settings, self._store, self._metrics) if settings.policy.enabled else None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Watch until every recording has ended, or `stop` is set.
@@ -117,7 +122,11 @@ class DeviceService:
         """
         server = self._serve_metrics()
         await self._assemble()
+        if self._policy is not None:
+            await self._policy.start()
+            self._jobs.start(self._policy.run(), "policy")
         await self._link.subscribe(self._topics.receipt(self._node.id))
+        await self._link.subscribe(self._topics.committee(self._node.id))
         await self._link.subscribe(self._topics.trust(TIMESTAMP_FILE))
         await self._link.start()
         background = [
@@ -126,7 +135,7 @@ class DeviceService:
                 ("publisher", self._shell.run()),
                 ("ticker", self._tick()),
                 ("reporter", self._report()),
-                ("releases", self._follow_releases()),
+                ("releases", self._follower.run()),
                 *((f"updates-{task}", u.run(self._carry_out)) for task, u in self._updates.items()),
             )
         ]
@@ -148,6 +157,8 @@ class DeviceService:
                 job.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await self._jobs.cancel()
+            if self._policy is not None:
+                await self._policy.stop()
             await self._link.stop()
             if server is not None:
                 server.shutdown()
@@ -170,6 +181,8 @@ class DeviceService:
 
     async def _assemble(self) -> None:
         state_dir, training = self._settings.state_dir, asyncio.Lock()
+        learning = self._settings.participation
+        budget = BudgetBook(self._store, learning.limits(), learning.core_watts)
         self._reader = RetainedReader(
             self._link, asyncio.get_running_loop(), kept=(self._topics.trust(TIMESTAMP_FILE),)
         )
@@ -184,10 +197,25 @@ class DeviceService:
         for task, pipeline in self._pipelines.items():
             saved = self._store.get(f"update/{task}")
             self._updates[task] = Updates(
-                self._node.id, pipeline, state_dir / "models" / task, saved, self._trust, self._publish_state
+                self._node.id,
+                pipeline,
+                state_dir / "models" / task,
+                saved,
+                self._trust,
+                self._publish_state,
+                self._settings.model_bytes_max,
             )
             self._participations[task] = Participation(
-                pipeline, self._node, self._topics, self._store, self._trust, training
+                pipeline,
+                self._node,
+                self._topics,
+                self._store,
+                self._trust,
+                training,
+                peers=self._peers,
+                budget=budget,
+                cohort=learning.cohort,
+                plain_allowed=self._plain_allowed,
             )
             pipeline.on_collected = partial(self._announce_rows, task)
         for updates in self._updates.values():
@@ -217,7 +245,7 @@ class DeviceService:
         if kind in ("trust", "artifact"):
             # What a refresh reads itself does not come here: it would ask for the next refresh for ever.
             if message.topic == self._topics.trust(TIMESTAMP_FILE):
-                self._refresh_wanted.set()
+                self._follower.want()
             return
         event = self._intake.take(message.topic, message.payload)
         match event:
@@ -225,6 +253,8 @@ class DeviceService:
                 await self._participations[body.task].handle(event)
             case RosterReceived(roster):
                 await self._participations[roster.task].handle(event)
+            case CloseReceived(work) | OpeningReceived(work):
+                await self._participations[work.task].handle(event)
             case ReceiptReceived(receipt):
                 for item in receipt.items:
                     if item.outcome == "rejected":
@@ -240,7 +270,7 @@ class DeviceService:
     async def _after_connect(self) -> None:
         self._publish_state("stopped" if self._leaving else "online")
         self._shell.flush()
-        self._refresh_wanted.set()
+        self._follower.want()
         for participation in self._participations.values():
             await participation.handle(Connected())
 
@@ -252,6 +282,10 @@ class DeviceService:
     async def _carry_out_quickly(self, effects: Sequence[Effect]) -> None:
         """For detection: a full disk must not hold an alert back, it is worth more than the record of it."""
         await self._shell.carry_out(effects, must_persist=False)
+        if self._policy is not None:
+            for effect in effects:
+                if isinstance(effect, Publish):  # an alert, and on its way: what is done about it comes second
+                    self._policy.take(effect.payload)
 
     async def _special(self, effect: Effect) -> None:
         if isinstance(effect, Train):
@@ -263,18 +297,6 @@ class DeviceService:
             raise AssertionError(f"nobody carries out {effect!r}")
 
     # -- releases -----------------------------------------------------------------------------------------------------
-
-    async def _follow_releases(self) -> None:
-        """Look at the signed metadata whenever something changed, and now and then."""
-        failures = 0
-        while True:
-            wait_s = REFRESH_RETRY_S[min(failures, len(REFRESH_RETRY_S)) - 1] if failures else REFRESH_S
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._refresh_wanted.wait(), wait_s)
-            self._refresh_wanted.clear()
-            if not self._link.connected:
-                continue
-            failures = 0 if await self._refresh() else failures + 1
 
     async def _refresh(self) -> bool:
         try:
@@ -377,10 +399,10 @@ def _is_due(deadline: float | None) -> bool:
     return deadline is not None and deadline <= time.time()
 
 
-def serve(settings: DeviceSettings) -> None:
+def serve(settings: DeviceSettings, *, plain_allowed: bool = False) -> None:
     """Run a device node until its recordings end, or SIGTERM or SIGINT.
 
     Raises:
         VedetteError: it cannot start, or a source broke.
     """
-    run_until_signal(lambda stop: DeviceService(settings).run(stop))
+    run_until_signal(lambda stop: DeviceService(settings, plain_allowed=plain_allowed).run(stop))

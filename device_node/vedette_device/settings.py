@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from vedette_core.runtime.config import Section, Settings
 from vedette_core.runtime.sections import BrokerSection, LogSection, MetricsSection
+from vedette_device.participation_budget import ParticipationLimits
 from vedette_schemas.topics import ID_PATTERN, TASK_PATTERN
 
 Task = Annotated[str, Field(pattern=f"^{TASK_PATTERN}$")]
@@ -41,6 +42,42 @@ class SpoolSection(Section):
     resend_s: Annotated[float, Field(ge=0.5, le=3600)] = 30.0
 
 
+class ParticipationSection(Section):
+    """What this device lets learning cost; see `vedette_device.participation_budget.ParticipationLimits`.
+
+    Attributes:
+        cohort: what kind of device this is, in the operator's words: selection hears every kind.
+        quiet_hours: stretches of the day without learning, ``22:00-06:00`` in UTC or with an offset.
+        cpu_s_per_day: processor seconds of training in any 24 hours; 0 is no limit.
+        energy_wh_per_day: watt-hours of training in any 24 hours, estimated from processor time; 0 is no limit.
+        core_watts: watts of one busy core above idle, for that estimate.
+        rounds_every: takes part in at most every n-th round of a task.
+        battery_min: least charge to take part with, 0…1, while it is not charging.
+    """
+
+    cohort: Annotated[str, Field(pattern=f"^({ID_PATTERN})?$")] = ""
+    quiet_hours: Annotated[tuple[str, ...], Field(max_length=16)] = ()
+    cpu_s_per_day: Annotated[float, Field(ge=0)] = 0.0
+    energy_wh_per_day: Annotated[float, Field(ge=0)] = 0.0
+    core_watts: Annotated[float, Field(ge=0, le=1000)] = 3.0
+    rounds_every: Annotated[int, Field(ge=1, le=1000)] = 1
+    battery_min: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    def limits(self) -> ParticipationLimits:
+        """The limits.
+
+        Raises:
+            ConfigError: quiet hours of another form.
+        """
+        return ParticipationLimits(
+            quiet_hours=self.quiet_hours,
+            cpu_s_per_day=self.cpu_s_per_day,
+            energy_wh_per_day=self.energy_wh_per_day,
+            rounds_every=self.rounds_every,
+            battery_min=self.battery_min,
+        )
+
+
 class ReplaySection(Section):
     """How a recorded file is replayed; a live source is not affected.
 
@@ -69,6 +106,7 @@ class AlertSection(Section):
         clear_windows: calm windows in a row that close an alert.
         cooldown_windows: windows after the close in which the same alert goes on instead of a new one.
         per_hour_max: most alerts that are opened an hour.
+        cusum_budget_days: days in which the sum of z may fire falsely once an entity; 0 does without it.
     """
 
     magnitude_p: Annotated[float, Field(gt=0, lt=1)] = 1e-5
@@ -82,6 +120,7 @@ class AlertSection(Section):
     clear_windows: Annotated[int, Field(ge=1, le=10_000)] = 6
     cooldown_windows: Annotated[int, Field(ge=0, le=10_000)] = 12
     per_hour_max: Annotated[int, Field(ge=1, le=10_000)] = 30
+    cusum_budget_days: Annotated[float, Field(ge=0, le=36_500)] = 0.0
 
 
 class NetworkSection(Section):
@@ -89,18 +128,22 @@ class NetworkSection(Section):
 
     Attributes:
         task: federated task that its model belongs to.
-        source: ``file`` (a finished capture), ``follow`` (a capture that still grows) or ``live`` (an interface).
-        path: the capture, for ``file`` and ``follow``.
+        source: ``file`` (a finished capture), ``follow`` (a capture that still grows), ``live`` (an interface), or a
+            log of flows: ``zeek`` (``conn.log``), ``eve`` (Suricata) or ``netflow`` (CSV of a collector). Logs fill
+            another feature schema than packets, so that they need a task of their own.
+        path: the capture or log, for all but ``live``.
         interface: the interface, for ``live`` (needs CAP_NET_RAW).
+        follow: whether a log still grows; a finished one is replayed.
         local_networks: addresses of the devices that are watched.
         training_windows: windows a detector learns from before it takes part.
         calibration_windows: windows behind them that fix its thresholds.
     """
 
     task: Task = "network"
-    source: Literal["file", "follow", "live"]
+    source: Literal["file", "follow", "live", "zeek", "eve", "netflow"]
     path: Path | None = None
     interface: Annotated[str, Field(max_length=15)] | None = None
+    follow: bool = True
     local_networks: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
     training_windows: Annotated[int, Field(ge=32)] = 17_280
     calibration_windows: Annotated[int, Field(ge=20)] = 8_640
@@ -151,14 +194,56 @@ class SensorBrokerSection(Section):
     password_file: Path | None = None
 
 
+class ModbusSection(Section):
+    """The device that registers are read from, over Modbus TCP.
+
+    Attributes:
+        host: name or address.
+        port: TCP port.
+        unit: unit identifier: the serial address behind a gateway, else what the device's manual says.
+        timeout_s: longest wait for an answer.
+    """
+
+    host: Annotated[str, Field(min_length=1, max_length=253)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 502
+    unit: Annotated[int, Field(ge=0, le=255)] = 1
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 2.0
+
+
+class SensorRegisterSection(Section):
+    """Where one channel's number lies; see `vedette_device.sources.modbus_frames.Register`.
+
+    Attributes:
+        channel: its name.
+        table: ``holding`` or ``input`` registers.
+        address: first register, counted from 0.
+        kind: type of the number.
+        word_order: which register of a 32-bit number comes first: ``big`` for its upper half.
+        scale: the reading is the number times this …
+        offset: … plus this.
+    """
+
+    channel: Annotated[str, Field(min_length=1, max_length=60)]
+    table: Literal["holding", "input"] = "holding"
+    address: Annotated[int, Field(ge=0, le=65535)]
+    kind: Literal["int16", "uint16", "int32", "uint32", "float32"] = "uint16"
+    word_order: Literal["big", "little"] = "big"
+    scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    offset: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+
+
 class SensorSection(Section):
     """The sensor-tampering detector.
 
     Attributes:
         task: federated task that its model belongs to.
-        source: ``file`` (CSV) or ``mqtt`` (topics of the site's sensors).
-        path: the CSV file, for ``file``.
-        time_column: the CSV's column of epoch seconds.
+        source: ``file`` (CSV), ``jsonl`` (a JSON object a line), ``mqtt`` (topics of the site's sensors) or ``modbus``
+            (registers of a device).
+        path: the file, for ``file`` and ``jsonl``.
+        follow: whether that file still grows; a finished one is replayed.
+        time_column: the file's column (or key) of epoch seconds.
+        modbus: the device, for ``modbus``.
+        registers: where each channel's number lies, for ``modbus``.
         broker: the sensors' broker, for ``mqtt``.
         topics: where each channel's readings come from, for ``mqtt``.
         channels: the channels, in the order of the task's feature schema.
@@ -169,9 +254,12 @@ class SensorSection(Section):
     """
 
     task: Task = "sensor"
-    source: Literal["file", "mqtt"]
+    source: Literal["file", "jsonl", "mqtt", "modbus"]
     path: Path | None = None
+    follow: bool = False
     time_column: Annotated[str, Field(min_length=1, max_length=60)] = "time_s"
+    modbus: ModbusSection = ModbusSection()
+    registers: Annotated[tuple[SensorRegisterSection, ...], Field(max_length=64)] = ()
     broker: SensorBrokerSection = SensorBrokerSection()
     topics: Annotated[tuple[SensorTopicSection, ...], Field(max_length=64)] = ()
     channels: Annotated[tuple[str, ...], Field(min_length=1, max_length=32)]
@@ -183,6 +271,45 @@ class SensorSection(Section):
     alerts: AlertSection = AlertSection()
 
 
+class PolicyBrokerSection(SensorBrokerSection):
+    """The site's own broker, for the rules that publish; see `SensorBrokerSection`."""
+
+    client_id: Annotated[str, Field(min_length=1, max_length=60)] = "vedette-policy"
+
+
+class PolicySection(Section):
+    """What is done about alerts on the gateway; see `vedette_device.policy_rules`.
+
+    Attributes:
+        enabled: whether rules are looked at.
+        dry_run: only say and audit what would be done.
+        rules: rules file, see ``policy.example.toml``.
+        allow: addresses and networks that are never cut off, beside the gateway, its next hops and its brokers.
+        quarantine_s_max: longest quarantine or throttle, seconds from its beginning.
+        hosts_max: most addresses with one at a time.
+        audit_bytes_max: size at which an audit file is closed and the next begun.
+        audit_files_max: closed audit files that are kept.
+        broker: the site's own broker, for the rules that publish.
+    """
+
+    enabled: bool = False
+    dry_run: bool = True
+    rules: Path | None = None
+    allow: Annotated[tuple[str, ...], Field(max_length=256)] = ()
+    quarantine_s_max: Annotated[float, Field(ge=1, le=30 * 86_400)] = 14_400.0
+    hosts_max: Annotated[int, Field(ge=1, le=1024)] = 8
+    audit_bytes_max: Annotated[int, Field(ge=65_536, le=1 << 30)] = 4 * 1024 * 1024
+    audit_files_max: Annotated[int, Field(ge=1, le=1000)] = 16
+    broker: PolicyBrokerSection | None = None
+
+    @field_validator("allow")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ip_network(network)
+        return value
+
+
 class DeviceSettings(Settings):
     """A device node.
 
@@ -191,16 +318,20 @@ class DeviceSettings(Settings):
         device: this node's id, as in its certificate.
         state_dir: where spool, models and calibration live.
         telemetry_s: seconds between two node reports.
+        model_bytes_max: largest artifact that this device takes; 0 is no limit.
     """
 
     site: Annotated[str, Field(pattern=f"^{ID_PATTERN}$")]
     device: Annotated[str, Field(pattern=f"^{ID_PATTERN}$")]
     state_dir: Path
     telemetry_s: Annotated[float, Field(ge=0.5, le=86_400)] = 60.0
+    model_bytes_max: Annotated[int, Field(ge=0)] = 0
     identity: IdentitySection
     broker: BrokerSection = BrokerSection()
+    participation: ParticipationSection = ParticipationSection()
     spool: SpoolSection = SpoolSection()
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
+    policy: PolicySection = PolicySection()
     network: NetworkSection | None = None
     sensor: SensorSection | None = None

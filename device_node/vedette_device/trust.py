@@ -16,17 +16,17 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final
 
 from pydantic import Field
 from tuf.api import exceptions
-from tuf.api.metadata import Signed, TargetFile, Targets  # type: ignore[attr-defined]  # public names, imported there
-from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig  # type: ignore[attr-defined]
+from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # public names, imported there
+from tuf.ngclient import FetcherInterface, UpdaterConfig  # type: ignore[attr-defined]
 
 from vedette_core.runtime.durable import file_error, make_directory, synchronise_tree, write_durable
+from vedette_device.trust_updater import METADATA_BASE, Fetch, ReleaseUpdater, RetainedFetcher, StoredOnly
 from vedette_device.verified_release import VerifiedRelease, VerifiedTarget
 from vedette_schemas import codec
 from vedette_schemas.codec import Message
@@ -34,32 +34,19 @@ from vedette_schemas.errors import ConfigError, PeerError, RefusedError, Transie
 from vedette_schemas.model import CHUNK_BYTES, MODEL_BYTES_MAX, ReleaseTarget, Variant, parse_custom, target_path
 from vedette_schemas.topics import Topics
 from vedette_schemas.trust import (
-    INDEX_FILE,
     ROOT_BYTES_MAX,
     ROOT_ROTATIONS_MAX,
     SNAPSHOT_BYTES_MAX,
     TARGETS_BYTES_MAX,
     TASKS_MAX,
     TIMESTAMP_BYTES_MAX,
-    TrustIndex,
+    BeaconAnchor,
 )
 
 FETCH_TIMEOUT_S: Final = 10.0
 """How long a retained message is waited for: it comes in one round trip, or there is none."""
-_BASE: Final = "trust/"
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _FORMATS: Final[Mapping[Variant, str]] = {Variant.WEIGHTS: "weights", Variant.PLAN: "plan"}
-
-
-class Fetch(Protocol):
-    """Reads the retained message of a topic; the shell subscribes, takes the first message, and leaves again."""
-
-    def __call__(self, topic: str, timeout_s: float) -> bytes:
-        """Return the payload.
-
-        Raises:
-            TransientError: nothing came within `timeout_s` seconds, or there is no connection.
-        """
 
 
 class RetainedMemory(dict[str, bytes]):
@@ -77,63 +64,6 @@ class _Freshness(Message):
 
     fresh_until_s: Annotated[float, Field(ge=0)] = 0.0
     clock_floor_s: Annotated[float, Field(ge=0)] = 0.0
-
-
-class _RetainedFetcher(FetcherInterface):
-    """python-tuf's transport: metadata files from retained topics.
-
-    A retained topic that is empty does not answer; `TrustIndex` tells that there is no newer root without a wait. It
-    is an untrusted hint: a lie there delays, as withholding the file could.
-    """
-
-    def __init__(self, topics: Topics, fetch: Fetch, timeout_s: float) -> None:
-        self._topics, self._read, self._timeout_s = topics, fetch, timeout_s
-        self._index: frozenset[str] | None = None
-        self._index_read = False
-
-    def _fetch(self, url: str) -> Iterator[bytes]:
-        name = url.removeprefix(_BASE)
-        newer_root = name.endswith(".root.json")
-        if newer_root and self._listed(name) is False:
-            raise exceptions.DownloadHTTPError(f"{name} is not in the index", 404)
-        try:
-            yield self._read(self._topics.trust(name), self._timeout_s)
-        except TransientError as fault:
-            if newer_root and self._listed(name) is None:
-                raise exceptions.DownloadHTTPError(f"{name} did not come", 404) from fault
-            raise
-
-    def _listed(self, name: str) -> bool | None:
-        """Whether the index lists a file; None without a readable index."""
-        if not self._index_read:
-            self._index_read = True
-            with suppress(TransientError, PeerError):
-                data = self._read(self._topics.trust(INDEX_FILE), self._timeout_s)
-                self._index = frozenset(codec.unpack_json(TrustIndex, data).files)
-        return None if self._index is None else name in self._index
-
-
-class _Updater(Updater):
-    """One refresh of python-tuf's client, at a time that we say, with a look at what it has verified."""
-
-    def set_time(self, now_s: float) -> None:
-        """Judge expiry at `now_s` (epoch seconds) instead of the system's clock."""
-        self._trusted_set.reference_time = datetime.fromtimestamp(now_s, UTC)
-
-    def delegated(self, task: str) -> Targets | None:
-        """The verified role of a task; None if the top-level targets delegate nothing to it."""
-        self.get_targetinfo(target_path(task, 0, Variant.PLAN))  # walks to the role that answers for the task
-        found = self._trusted_set.get(task)
-        return found if isinstance(found, Targets) else None
-
-    def root_version(self) -> int:
-        """Version of the verified root."""
-        return self._trusted_set.root.version
-
-    def fresh_until_s(self) -> float:
-        """When the first of the verified files expires, epoch seconds."""
-        verified: Iterator[Signed] = iter(self._trusted_set)  # yields the objects, not their names
-        return min(signed.expires.timestamp() for signed in verified)
 
 
 class TrustClient:
@@ -170,6 +100,9 @@ class TrustClient:
         self._lock = threading.Lock()
         self._releases: dict[str, VerifiedRelease] = {}
         self._faults: dict[str, VedetteError] = {}
+        self._beacon_anchor: BeaconAnchor | None = None
+        self._beacon_fault: VedetteError | None = None
+        self._beacon_root = 0
         make_directory(self._metadata)
         try:
             self._bootstrap = bootstrap_root.read_bytes()
@@ -183,7 +116,7 @@ class TrustClient:
             for path in self._metadata.iterdir():
                 if path.is_file() and path.suffix != ".json":
                     path.unlink()  # a temporary file of python-tuf, left by a crash
-            self._updater()
+            self._recall(self._updater(StoredOnly()))
         except (exceptions.RepositoryError, ValueError, KeyError, TypeError) as fault:
             raise ConfigError(
                 f"trust root {bootstrap_root}: found no valid root metadata ({fault}), expected the site's root.json"
@@ -205,6 +138,19 @@ class TrustClient:
     def faults(self) -> Mapping[str, VedetteError]:
         """By task, why the last refresh has no release of it; one task's fault does not stop the others."""
         return MappingProxyType(self._faults)
+
+    @property
+    def beacon_anchor(self) -> BeaconAnchor | None:
+        """The anchor of the site's beacon chain, from the newest verified root; also after a restart without a broker.
+
+        None before the first refresh, and where `beacon_fault` says why.
+        """
+        return self._beacon_anchor
+
+    @property
+    def beacon_fault(self) -> VedetteError | None:
+        """Why a refresh left no anchor behind: such a device detects and updates, but joins no round."""
+        return self._beacon_fault
 
     def refresh(self) -> list[VerifiedRelease]:
         """Bring the metadata up to date and return the active release of every task that has one.
@@ -261,8 +207,11 @@ class TrustClient:
         return found
 
     def _refresh(self) -> list[VerifiedRelease]:
-        updater = self._updater()
-        updater.refresh()
+        updater = self._updater(RetainedFetcher(self._topics, self._fetch, self._timeout_s))
+        try:
+            updater.refresh()
+        finally:  # a new root counts at once: it may replace a beacon whose seed leaked, and its siblings be withheld
+            self._take_anchor(updater)
         releases: dict[str, VerifiedRelease] = {}
         faults: dict[str, VedetteError] = {}
         for task in self._tasks:
@@ -279,13 +228,32 @@ class TrustClient:
         synchronise_tree(self._metadata)
         self._freshness = self._freshness.model_copy(update={"fresh_until_s": updater.fresh_until_s()})
         self._releases, self._faults = releases, faults
+        self._take_anchor(updater)
         return list(releases.values())
 
-    def _updater(self) -> _Updater:
-        updater = _Updater(
+    def _recall(self, updater: ReleaseUpdater) -> None:
+        """Take the anchor from the newest root that is stored here, verified again from the bootstrap root on."""
+        with suppress(exceptions.DownloadError):  # what is not stored is not needed for this
+            updater.refresh()
+        self._take_anchor(updater)
+
+    def _take_anchor(self, updater: ReleaseUpdater) -> None:
+        version = updater.root_version()
+        if self._freshness.fresh_until_s == 0 or version < self._beacon_root:
+            return  # nothing was fresh yet; or the newer root was lost from the disk, and nobody sends it again
+        anchor: BeaconAnchor | None = None
+        fault: VedetteError | None = None
+        try:
+            anchor = updater.beacon_anchor()
+        except VedetteError as found:
+            fault = found
+        self._beacon_anchor, self._beacon_fault, self._beacon_root = anchor, fault, version
+
+    def _updater(self, fetcher: FetcherInterface) -> ReleaseUpdater:
+        updater = ReleaseUpdater(
             str(self._metadata),
-            _BASE,
-            fetcher=_RetainedFetcher(self._topics, self._fetch, self._timeout_s),
+            METADATA_BASE,
+            fetcher=fetcher,
             config=UpdaterConfig(
                 max_root_rotations=ROOT_ROTATIONS_MAX,
                 max_delegations=TASKS_MAX + 1,
@@ -318,7 +286,7 @@ class TrustClient:
         return _Freshness()  # stale until the first refresh
 
 
-def _active_release(updater: _Updater, task: str) -> VerifiedRelease | None:
+def _active_release(updater: ReleaseUpdater, task: str) -> VerifiedRelease | None:
     role = updater.delegated(task)
     if role is None:
         raise RefusedError(

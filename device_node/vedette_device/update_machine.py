@@ -61,6 +61,7 @@ class UpdateMachine:
         feature_schema: digest of this device's feature schema; a release for another one is refused.
         saved: what was persisted under `key`, if anything.
         trial_s_max: longest trial, seconds.
+        model_bytes_max: largest artifact that this device has memory for; 0 is no limit.
     """
 
     def __init__(
@@ -72,10 +73,11 @@ class UpdateMachine:
         saved: bytes | None = None,
         *,
         trial_s_max: float = TRIAL_S_MAX,
+        model_bytes_max: int = 0,
     ) -> None:
         self.task: Final = task
         self._device, self._backends, self._feature_schema = device, tuple(backends), feature_schema
-        self._trial_s_max = trial_s_max
+        self._trial_s_max, self._model_bytes_max = trial_s_max, model_bytes_max
         self._saved, self._damaged = UpdateState(), ""
         if saved is not None:
             try:
@@ -215,7 +217,9 @@ class UpdateMachine:
         Raises:
             RefusedError: no variant runs here, other features, or an older version without newer metadata.
         """
-        choice = choose_variant(release.targets.keys(), self._backends)
+        limit = self._model_bytes_max
+        too_large = [variant for variant, target in release.targets.items() if 0 < limit < target.length]
+        choice = choose_variant(release.targets.keys(), self._backends, too_large)
         target = release.targets[choice.variant]
         self._check(release, target)
         model = InstalledModel(

@@ -61,6 +61,7 @@ class Updates:
         saved: what the machine persisted.
         trust: finds and downloads releases.
         report: called when the active model changed.
+        model_bytes_max: largest artifact that this device has memory for; 0 is no limit.
     """
 
     def __init__(
@@ -71,13 +72,16 @@ class Updates:
         saved: bytes | None,
         trust: TrustClient,
         report: Callable[[], None],
+        model_bytes_max: int = 0,
     ) -> None:
         self.task = pipeline.task
         self._pipeline, self._trust, self._report = pipeline, trust, report
         self._slots = ModelSlots(directory)
         if self._slots.damaged:
             log.warning("%s: %s", self.task, self._slots.damaged)
-        self.machine = UpdateMachine(self.task, device, backends(), pipeline.schema.digest, saved)
+        self.machine = UpdateMachine(
+            self.task, device, backends(), pipeline.schema.digest, saved, model_bytes_max=model_bytes_max
+        )
         self._tested: LoadedModel | None = None
         self._trial: tuple[InstalledModel, int] | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()

@@ -66,19 +66,27 @@ class Choice:
     backend: Backend
 
 
-def choose_variant(available: Collection[Variant], backends: Collection[Backend]) -> Choice:
+def choose_variant(
+    available: Collection[Variant], backends: Collection[Backend], too_large: Collection[Variant] = ()
+) -> Choice:
     """The best variant of a release that one of this device's back ends can run; see `PREFERENCE`.
+
+    Args:
+        available: variants of the release.
+        backends: what works here.
+        too_large: variants that the device has no memory for; of a small network INT8 need not be the smallest.
 
     Raises:
         RefusedError: none fits; says what was there and what would have fitted.
     """
     for variant, runs_on in PREFERENCE:
         for backend in runs_on:
-            if variant in available and backend in backends:
+            if variant in available and backend in backends and variant not in too_large:
                 return Choice(variant, backend)
     fitting = [variant.value for variant, runs_on in PREFERENCE if set(runs_on) & set(backends)]
     raise RefusedError(
-        f"variants: found {', '.join(sorted(v.value for v in available)) or 'none'}, expected one of "
+        f"variants: found {', '.join(sorted(v.value for v in available)) or 'none'}"
+        f"{', too large here: ' * bool(too_large)}{', '.join(sorted(v.value for v in too_large))}, expected one of "
         f"{', '.join(fitting) or 'none'} for the back ends here ({', '.join(sorted(backends)) or 'none'})",
         rule="variant",
     )

@@ -105,6 +105,15 @@ def unseal(cls: type[M], data: bytes, kind: str, verifier: Verifier, *, sender: 
     return codec.unpack(cls, envelope.body), envelope.sender
 
 
+def kind_of(data: bytes) -> str:
+    """The type that an envelope claims, where a topic carries more than one; nothing is believed of it yet.
+
+    Raises:
+        PeerError: not an envelope.
+    """
+    return codec.unpack(Envelope, data).type
+
+
 def _check_version(plain: Any, kind: str) -> None:
     # Before the shape: another version may have other fields, and "unknown field" would send its reader astray.
     found = plain.get("v") if isinstance(plain, dict) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import cached_property
 from typing import Literal
 
@@ -35,7 +36,8 @@ class FeatureSchema(BaseModel):
     """Names and shape of a stream of feature windows.
 
     Attributes:
-        use_case: ``"network"`` (traffic of one local device) or ``"sensor"`` (readings of one site).
+        use_case: ``"network"`` (traffic of one local device), ``"sensor"`` (readings of one site) or ``"behaviour"``
+            (counts of named things on one host, hashed).
         version: raised whenever the *meaning* of a column changes while its name stays.
         columns: names in the order of the values, without repetition.
         window_s: seconds that one window covers; for sensors the nominal sample period.
@@ -44,7 +46,7 @@ class FeatureSchema(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    use_case: Literal["network", "sensor"]
+    use_case: Literal["network", "sensor", "behaviour"]
     version: int = Field(ge=1, le=65_535)
     columns: tuple[str, ...] = Field(min_length=1, max_length=COLUMNS_MAX, strict=False)
     window_s: float = Field(gt=0, le=86_400, allow_inf_nan=False, strict=False)
@@ -166,6 +168,79 @@ NETWORK_FLOWS = FeatureSchema(
     history=16,
 )
 """Traffic of one local device in tumbling windows of 5 s (``vedette_device.features.network`` defines each column)."""
+
+FLOW_LOGS = FeatureSchema(
+    use_case="network",
+    version=1,
+    columns=(
+        "flows_out",
+        "flows_in",
+        "bytes_out",
+        "bytes_in",
+        "packets_out",
+        "packets_in",
+        "flow_max_bytes",
+        "packet_mean_bytes",
+        "duration_mean_s",
+        "duration_max_s",
+        "tcp_share",
+        "udp_share",
+        "failed_out",
+        "failed_in",
+        "failed_share",
+        "resets",
+        "unanswered_share",
+        "peers_distinct",
+        "peers_new",
+        "service_ports_distinct",
+        "service_port_entropy_bits",
+        "internal_share",
+        "dns_flows",
+        "mqtt_flows",
+    ),
+    window_s=60.0,
+    history=16,
+)
+"""Flows of one local device, as a log tells of them, in tumbling windows of 60 s
+(``vedette_device.features.flow_log_columns`` defines each column). A log has no sizes, times, flags and
+names of single packets, so it cannot fill ``NETWORK_FLOWS``; and as flows are logged when a timer gives them up, a
+shorter window would show the timers' beat."""
+
+BEHAVIOUR_WINDOW_S = 60.0
+"""Seconds over which named counts are summed: long enough for rare events to be counts, short enough to alert."""
+
+BEHAVIOUR_SCHEMA_VERSION = 1
+
+HASH_MARK_PATTERN = "^[0-9a-f]{4}$"
+"""Form of the mark that tells hashing keys apart."""
+
+
+def behaviour_schema(width: int, mark: str) -> FeatureSchema:
+    """Schema of counts that are hashed into a fixed number of columns, with a sign.
+
+    A column's name holds the mark of the site's hashing key: under another key the same column counts other names, and
+    a model of one must never be taken for a model of the other. One window is one input: a program that starts is in
+    one window and not in the ones before it.
+
+    Args:
+        width: number of columns.
+        mark: four hexadecimal digits, made of the key (``vedette_core.learning.hashing.FeatureHasher.mark``).
+
+    Raises:
+        ConfigError: another form of mark, or a width out of range.
+    """
+    if not re.fullmatch(HASH_MARK_PATTERN, mark):
+        raise ConfigError(f"hash mark: found {mark!r}, expected four hexadecimal digits")
+    if not 2 <= width <= COLUMNS_MAX:
+        raise ConfigError(f"hashed columns: found {width}, expected 2 to {COLUMNS_MAX}")
+    return FeatureSchema(
+        use_case="behaviour",
+        version=BEHAVIOUR_SCHEMA_VERSION,
+        columns=tuple(f"h{index:02x}.{mark}" for index in range(width)),
+        window_s=BEHAVIOUR_WINDOW_S,
+        history=1,
+    )
+
 
 SENSOR_SCHEMA_VERSION = 1
 

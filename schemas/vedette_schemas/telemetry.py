@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vedette_schemas.codec import Message
+from vedette_schemas.features import COLUMN_NAME_CHARACTERS_MAX
 from vedette_schemas.topics import ID_PATTERN
 
 Id = Annotated[str, Field(pattern=f"^{ID_PATTERN}$")]
@@ -14,12 +15,22 @@ Task = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")]
 Reason = Annotated[str, Field(min_length=1, max_length=60)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ColumnName = Annotated[str, Field(min_length=1, max_length=COLUMN_NAME_CHARACTERS_MAX)]
 
 RECEIPT_TYPE = "receipt"
 """Type of the envelope that a receipt travels in."""
 
 SCORE_BUCKETS = 20
 """Score histogram: bucket i counts p-values with −log10(p) in [i/4, (i+1)/4), the last one open to the right."""
+
+SCORE_SKETCH_BYTES_MAX = 1024
+"""Most bytes of a device's score sketch: every bucket with a gap of one byte and a count of two, and 65,536 scores."""
+
+DRIFT_COLUMNS_MAX = 8
+"""Columns that a drift report names; with more, something is wrong with all of them."""
+
+Columns = Annotated[tuple[ColumnName, ...], Field(max_length=DRIFT_COLUMNS_MAX)]
 
 
 class ActiveModel(Message):
@@ -54,6 +65,33 @@ class DeviceState(Message):
     models: Annotated[tuple[ActiveModel, ...], Field(max_length=8)] = ()
 
 
+class DriftReport(Message):
+    """How far what a detector sees is from what it was calibrated on, over its newest windows.
+
+    Attributes:
+        windows: scored windows that it is about.
+        psi: population stability index of their p-values against even ones; from 0.25 on it is another
+            population, if chance does not explain it: few windows give as much.
+        ks: largest distance of the distributions of their scores and of the calibration's.
+        ks_p: how likely one at least as large is by chance.
+        changes: changes of the mean p-value since the start, as the adaptive window found them.
+        unreadable_share: share of newest records that had another form.
+        missing_share: share of those that lacked a value.
+        constant: columns that used to move and do not, the first few.
+        shifted: columns that are mostly outside of all that was learnt, the first few.
+    """
+
+    windows: Count
+    psi: NonNegative
+    ks: Share
+    ks_p: Share
+    changes: Count = 0
+    unreadable_share: Share = 0.0
+    missing_share: Share = 0.0
+    constant: Columns = ()
+    shifted: Columns = ()
+
+
 class DetectorReport(Message):
     """What one detector did since the start.
 
@@ -68,6 +106,9 @@ class DetectorReport(Message):
         alerts_opened: alerts opened.
         first_scored_s: end of the first window that was scored, epoch seconds of the source; 0 before it.
         last_scored_s: end of the newest one.
+        model_version: release version of the model that scores; 0 before there is one.
+        sketch: the calibration's scores with that model (`vedette_core.learning.sketch`); empty before there is one.
+        drift: see `DriftReport`; none before there is enough to say.
     """
 
     task: Task
@@ -80,6 +121,9 @@ class DetectorReport(Message):
     alerts_opened: Count = 0
     first_scored_s: NonNegative = 0.0
     last_scored_s: NonNegative = 0.0
+    model_version: Count = 0
+    sketch: Annotated[bytes, Field(max_length=SCORE_SKETCH_BYTES_MAX)] = b""
+    drift: DriftReport | None = None
 
 
 class Telemetry(Message):
@@ -111,7 +155,7 @@ class Telemetry(Message):
 class ReceiptItem(Message):
     """One message's fate: accepted (or already known), or rejected for good with the reason."""
 
-    id: Annotated[str, Field(min_length=1, max_length=120)]
+    id: Annotated[str, Field(min_length=1, max_length=140)]
     outcome: Literal["accepted", "rejected"]
     reason: Annotated[str, Field(max_length=200)] = ""
 

@@ -197,6 +197,10 @@ class Topics:
         """Retained topic of one group's roster in the current round."""
         return f"{self.root}/public/round/{task}/group/{gid}"
 
+    def groups(self, task: str) -> str:
+        """Filter of every group's roster, for helpers that sit in many committees."""
+        return f"{self.root}/public/round/{task}/group/+"
+
     def trust(self, file: str) -> str:
         """Retained topic of a TUF metadata file."""
         return f"{self.root}/public/trust/{file}"

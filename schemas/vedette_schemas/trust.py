@@ -7,11 +7,14 @@ Source: The Update Framework specification 1.0.34, §4 (file formats) and §5 (c
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
+from vedette_schemas import codec
 from vedette_schemas.codec import Message
+from vedette_schemas.model import Digest
 
 ROOT_BYTES_MAX: Final = 64 * 1024
 """Largest root file: room for some forty Ed25519 keys and signatures."""
@@ -26,6 +29,11 @@ ROOT_ROTATIONS_MAX: Final = 64
 TASKS_MAX: Final = 8
 """Most tasks of a site, and so most delegated roles."""
 
+BEACON_EPOCHS_MAX: Final = 65_536
+"""Longest beacon chain: a device hashes once an epoch to check a value, and an epoch is at least minutes."""
+
+BEACON_FIELD: Final = "x-vedette-beacon"
+"""Where the root metadata carry the `BeaconAnchor`."""
 TIMESTAMP_FILE: Final = "timestamp.json"
 INDEX_FILE: Final = "index.json"
 ROLE_NAMES: Final = frozenset({"root", "targets", "snapshot", "timestamp", "index"})
@@ -44,3 +52,30 @@ class TrustIndex(Message):
     """
 
     files: Annotated[tuple[Annotated[str, Field(max_length=255)], ...], Field(max_length=512)]
+
+
+class BeaconAnchor(Message):
+    """The public end of a site's beacon chain; in the root metadata, so that only the offline keys can replace it.
+
+    The value of epoch e is the one from which e applications of the scheme's hash lead here.
+
+    Attributes:
+        scheme: which hash: SHA-256 over length-prefixed ``vedette-beacon-chain-1`` and value (`hash_parts`).
+        anchor: the end, 32 bytes as hex.
+        length: how many epochs the chain has; they count from 1.
+    """
+
+    scheme: Literal["sha256-chain-1"]
+    anchor: Digest
+    length: Annotated[int, Field(ge=1, le=BEACON_EPOCHS_MAX)]
+
+
+def parse_anchor(fields: Mapping[str, Any]) -> BeaconAnchor | None:
+    """Read the anchor from the additional fields of verified root metadata; None if they have none.
+
+    Raises:
+        PeerError: unknown scheme, unknown or missing field, wrong type or range.
+    """
+    if BEACON_FIELD not in fields:
+        return None
+    return codec.unpack_json(BeaconAnchor, codec.canonical_json(fields[BEACON_FIELD]))

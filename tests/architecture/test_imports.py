@@ -21,6 +21,9 @@ PURE_PLACES = (
     "core/vedette_core/machine.py",
     "core/vedette_core/crypto/",
     "core/vedette_core/learning/",
+    "core/vedette_core/privacy/",
+    "core/vedette_core/secagg/",
+    "core/vedette_core/export/",
 )
 FORBIDDEN = frozenset(
     {

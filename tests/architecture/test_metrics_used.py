@@ -11,8 +11,9 @@ from vedette_core.runtime.metrics import AGGREGATOR_METRICS, DEVICE_METRICS, Met
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT / "core" / "vedette_core" / "runtime"
+COMMITTEE = ROOT / "core" / "vedette_core" / "secagg"
 COMPONENTS = {
-    "device": (DEVICE_METRICS, (ROOT / "device_node" / "vedette_device", SHARED)),
+    "device": (DEVICE_METRICS, (ROOT / "device_node" / "vedette_device", SHARED, COMMITTEE)),
     "aggregator": (AGGREGATOR_METRICS, (ROOT / "aggregator_node" / "vedette_aggregator", SHARED)),
 }
 VERBS = {"inc": "counter", "count": "counter", "set": "gauge", "observe": "histogram", "Count": "counter"}

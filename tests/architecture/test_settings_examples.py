@@ -19,6 +19,7 @@ from vedette_core.runtime.config import Settings, load
 ROOT = Path(__file__).parents[2]
 EXAMPLES = {
     "vedette_device.settings": ROOT / "device_node" / "device.example.toml",
+    "vedette_device.helper_settings": ROOT / "device_node" / "committee.example.toml",
     "vedette_aggregator.settings": ROOT / "aggregator_node" / "aggregator.example.toml",
     "vedette_broker.settings": ROOT / "broker" / "broker.example.toml",
 }

@@ -43,7 +43,9 @@ class Authority:
         return client_context(Bundle(self.bundles[party]))
 
 
-def make_authority(directory: Path, devices: Sequence[str], now: float | None = None) -> Authority:
+def make_authority(
+    directory: Path, devices: Sequence[str], now: float | None = None, helpers: Sequence[str] = ()
+) -> Authority:
     moment = time.time() if now is None else now
     ca.init(directory, SITE, now=moment)
     bundles = {}
@@ -51,6 +53,8 @@ def make_authority(directory: Path, devices: Sequence[str], now: float | None = 
         bundles[role.value] = ca.issue(directory, role.value, role, now=moment)
     for device in devices:
         bundles[device] = ca.issue(directory, device, CertificateRole.DEVICE, now=moment)
+    for helper in helpers:
+        bundles[helper] = ca.issue(directory, helper, CertificateRole.COMMITTEE, now=moment)
     return Authority(directory, bundles)
 
 

@@ -11,7 +11,7 @@ from broker_parties import Authority, BrokerUnderTest, make_authority, make_brok
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return make_authority(tmp_path_factory.mktemp("site") / "ca", ["dev-a", "dev-b", "dev-c"])
+    return make_authority(tmp_path_factory.mktemp("site") / "ca", ["dev-a", "dev-b", "dev-c"], helpers=["helper"])
 
 
 @pytest.fixture(scope="session", params=["embedded", "mosquitto"])

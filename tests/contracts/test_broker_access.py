@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 import pytest
 from broker_parties import Authority, BrokerUnderTest, Party, party, path
 
-PARTIES = ("dev-a", "dev-b", "aggregator", "analytics")
+PARTIES = ("dev-a", "dev-b", "helper", "aggregator", "analytics")
 DIGEST = "0" * 64
-EVERYBODY = {"dev-a", "dev-b", "aggregator", "analytics"}
+EVERYBODY = {"dev-a", "dev-b", "helper", "aggregator", "analytics"}
 NOBODY: set[str] = set()
 
 GREEDY = (
@@ -27,6 +27,8 @@ GREEDY = (
     "device/dev-a/down/#",
     "device/dev-b/#",
     "device/dev-b/down/#",
+    "device/helper/#",
+    "device/helper/down/#",
     "device/+/up/alert",
     "device/+/up/state",
     "device/+/up/telemetry",
@@ -54,9 +56,24 @@ CASES: tuple[tuple[str, str, set[str]], ...] = (
     ("dev-a", "label/alert-1", NOBODY),
     ("dev-a", "vedette/1/other/device/dev-a/up/alert", NOBODY),
     ("dev-a", "anything", NOBODY),
+    ("dev-a", "device/helper/up/fl/network/vote", NOBODY),
+    ("dev-a", "device/helper/down/committee", NOBODY),
+    ("dev-a", "device/dev-a/down/committee", NOBODY),
+    # a committee helper: the branch of its id, as a device
+    ("helper", "device/helper/up/fl/network/checkin", {"aggregator"}),
+    ("helper", "device/helper/up/fl/network/vote", {"aggregator"}),
+    ("helper", "device/helper/up/fl/network/shares", {"aggregator"}),
+    ("helper", "device/dev-a/up/fl/network/vote", NOBODY),
+    ("helper", "device/dev-a/down/committee", NOBODY),
+    ("helper", "device/helper/down/committee", NOBODY),
+    ("helper", "committee/helper/up/vote", NOBODY),
+    ("helper", "public/round/network/group/0", NOBODY),
+    ("helper", "label/alert-1", NOBODY),
     # the aggregator: down/ and public/, and nobody's up/
     ("aggregator", "device/dev-a/down/receipt", {"dev-a"}),
     ("aggregator", "device/dev-b/down/committee", {"dev-b"}),
+    ("aggregator", "device/helper/down/committee", {"helper"}),
+    ("aggregator", "device/helper/up/fl/network/vote", NOBODY),
     ("aggregator", "public/round/network", EVERYBODY),
     ("aggregator", f"public/artifact/{DIGEST}/0", EVERYBODY),
     ("aggregator", "public/intel", EVERYBODY),
@@ -76,7 +93,7 @@ CASES: tuple[tuple[str, str, set[str]], ...] = (
 async def fence(parties: dict[str, Party], mark: bytes) -> None:
     """Everything published before is delivered, or never will be: brokers keep the order of a client's queue."""
     await parties["dev-a"].link.publish(path("device/dev-a/up/alert"), mark)
-    for device in ("dev-a", "dev-b"):
+    for device in ("dev-a", "dev-b", "helper"):
         await parties["aggregator"].link.publish(path(f"device/{device}/down/command"), mark)
     for each in parties.values():
         await each.until_payload(mark)

@@ -7,12 +7,28 @@ import pytest
 
 from vedette_core.learning.local_training import train
 from vedette_core.learning.network import INPUT, Network, build_network
+from vedette_core.learning.presets import Preset, family_spec
 from vedette_core.learning.scoring import ResidualScorer, calibrate_residuals
-from vedette_core.learning.spec import DENSE_AUTOENCODER, SEPARABLE_CNN, NetworkSpec, dense_spec, flow_spec
+from vedette_core.learning.spec import (
+    COUNTS,
+    DENSE_AUTOENCODER,
+    SEPARABLE_CNN,
+    NetworkSpec,
+    counts_spec,
+    dense_spec,
+    flow_spec,
+)
 from vedette_core.learning.weights_file import WeightsFile, read_weights, write_weights
 from vedette_schemas.errors import PeerError
-from vedette_schemas.features import FeatureSchema
+from vedette_schemas.features import NETWORK_FLOWS, FeatureSchema, sensor_schema
 
+FAMILY_SCHEMAS = {
+    SEPARABLE_CNN: NETWORK_FLOWS,
+    DENSE_AUTOENCODER: sensor_schema(("level_m", "inflow_l_s", "outflow_l_s")),
+    COUNTS: FeatureSchema(
+        use_case="network", version=1, columns=tuple(f"h{i:02x}" for i in range(32)), window_s=60.0, history=1
+    ),
+}
 SPECS = {
     "flow default": flow_spec(),
     "flow two convolutions": NetworkSpec(
@@ -26,6 +42,12 @@ SPECS = {
     "dense windows": dense_spec(16, 14),
     "dense deep": NetworkSpec(DENSE_AUTOENCODER, (20,), (12, 6, 3)),
     "dense newest": NetworkSpec(DENSE_AUTOENCODER, (6, 4), (9, 4), target_windows=2),
+    "counts default": counts_spec(32),
+    "counts newest": counts_spec(4, 20),
+} | {
+    f"{family} {preset.value}": family_spec(family, schema, preset)
+    for family, schema in FAMILY_SCHEMAS.items()
+    for preset in Preset
 }
 
 

@@ -13,12 +13,19 @@ from ai_edge_litert import schema_py_generated as tflite
 from ai_edge_litert.interpreter import Interpreter
 
 from vedette_aggregator import artifacts, quantise, tflite_writer
-from vedette_aggregator.artifacts import TFLITE_VARIANTS, build_artifacts, merge_ranges
+from vedette_aggregator.artifacts import TFLITE_VARIANTS, assumed_ranges, build_artifacts
 from vedette_core.learning.local_training import train
 from vedette_core.learning.model_metadata import read_model_metadata
-from vedette_core.learning.network import Network, build_network
+from vedette_core.learning.network import INPUT, Network, build_network
 from vedette_core.learning.scoring import ResidualScorer, calibrate_residuals
 from vedette_core.learning.spec import DENSE_AUTOENCODER, SEPARABLE_CNN, NetworkSpec, dense_spec, flow_spec
+from vedette_core.learning.statistics_slots import (
+    LocalStatistics,
+    merge_range_histograms,
+    read_statistics,
+    statistics_length,
+    statistics_slots,
+)
 from vedette_core.learning.weights_file import read_weights
 from vedette_schemas.errors import PeerError, RefusedError
 from vedette_schemas.features import NETWORK_FLOWS, FeatureSchema, sensor_schema
@@ -96,6 +103,14 @@ def auc(usual: np.ndarray, anomalous: np.ndarray) -> float:
     return float((order[len(usual) :].sum() - len(anomalous) * (len(anomalous) - 1) / 2) / len(usual) / len(anomalous))
 
 
+def area(case: Case, artifact: artifacts.Artifact) -> float:
+    """How well an artifact tells anomalous rows from benign ones."""
+    shape = (-1, *case.network.target_shape)
+    reconstructions = [run(artifact.data, x).reshape(shape) for x in (case.benign, case.held_out, case.anomalous)]
+    scorer = ResidualScorer(case.network, calibrate_residuals(case.network, case.benign, reconstructions[0]))
+    return auc(scorer.score(case.held_out, reconstructions[1]), scorer.score(case.anomalous, reconstructions[2]))
+
+
 def model_of(data: bytes) -> Any:
     return tflite_writer.read_model(data)
 
@@ -115,16 +130,7 @@ def test_only_operators_that_every_runtime_has(case: Case) -> None:
 
 
 def test_int8_loses_at_most_a_hundredth_of_auc(case: Case) -> None:
-    built = case.build(*TFLITE_VARIANTS)
-    found = {}
-    for variant, artifact in built.items():
-        shape = (-1, *case.network.target_shape)
-        reconstructions = [run(artifact.data, x).reshape(shape) for x in (case.benign, case.held_out, case.anomalous)]
-        calibrated = calibrate_residuals(case.network, case.benign, reconstructions[0])
-        scorer = ResidualScorer(case.network, calibrated)
-        found[variant] = auc(
-            scorer.score(case.held_out, reconstructions[1]), scorer.score(case.anomalous, reconstructions[2])
-        )
+    found = {variant: area(case, artifact) for variant, artifact in case.build(*TFLITE_VARIANTS).items()}
     assert 0.6 < found[Variant.FLOAT32] < 0.9999, "the rows must leave something to lose"
     for variant, value in found.items():
         assert value >= found[Variant.FLOAT32] - 0.01, (variant, found)
@@ -230,9 +236,46 @@ def test_ranges_must_be_those_of_the_network(flow: Case) -> None:
         build_artifacts(flow.network, flow.weights, task="t", schema=flow.schema, ranges=missing)
 
 
-def test_ranges_of_several_devices_are_merged_to_their_extremes() -> None:
-    merged = merge_ranges([{"a": (-1.0, 2.0), "b": (0.0, 0.0)}, {"a": (-0.5, 3.0), "b": (-4.0, 1.0)}])
-    assert merged == {"a": (-1.0, 3.0), "b": (-4.0, 1.0)}
+def reported(case: Case, *shares: float) -> dict[str, tuple[float, float]]:
+    """What the sum of several devices' reports says, each with so much of the case's ranges."""
+    tensors = tuple(sorted(case.ranges))
+    total = np.zeros(statistics_length(tensors), np.int64)
+    for share in shares:
+        ranges = {name: (share * low, share * high) for name, (low, high) in case.ranges.items()}
+        total += statistics_slots(LocalStatistics(False, 1.0, 1.0, 1.0, ranges), 1, 1.0, tensors)
+    found = read_statistics(total, len(shares), len(shares), tensors)
+    return merge_range_histograms(found.ranges, found.survivors)
+
+
+def test_ranges_of_several_devices_are_merged_to_their_outermost_bins(flow: Case) -> None:
+    merged = reported(flow, 1.0, 0.5, 0.25)
+    assert set(merged) == set(flow.ranges)
+    for name, (low, high) in flow.ranges.items():
+        # Every bin's edge is at most a quarter of an octave beyond what is in it; zero belongs to every range.
+        assert 2**0.25 * min(low, 0.0) - 2**-5.75 <= merged[name][0] <= min(low, 0.0), name
+        assert max(high, 0.0) <= merged[name][1] <= 2**0.25 * max(high, 0.0) + 2**-5.75, name
+
+
+def test_int8_on_merged_ranges_is_as_good_as_on_a_devices_own(case: Case) -> None:
+    merged = reported(case, 1.0, 0.5, 0.25)
+    built = build_artifacts(
+        case.network, case.weights, task="t", schema=case.schema, ranges=merged, variants=[Variant.INT8]
+    )
+    assert built[Variant.INT8].error <= 2 * case.build(Variant.INT8)[Variant.INT8].error + 1e-3
+
+
+def test_a_network_can_be_quantised_on_ranges_that_nobody_reported(case: Case) -> None:
+    ranges = assumed_ranges(case.network, case.weights)
+    assert set(ranges) == set(case.ranges)
+    assert ranges == assumed_ranges(case.network, case.weights), "the same for whoever builds it again"
+    low, high = ranges[INPUT]
+    assert -artifacts.SCALED_VALUE_MAX <= low < 0 < high <= artifacts.SCALED_VALUE_MAX
+    built = build_artifacts(
+        case.network, case.weights, task="t", schema=case.schema, ranges=ranges, variants=[Variant.INT8]
+    )
+    assert built[Variant.INT8].error <= artifacts.CHECK_ERROR_MAX[Variant.INT8]
+    assumed, own = (area(case, each[Variant.INT8]) for each in (built, case.build(Variant.INT8)))
+    assert assumed >= own - 0.005, "against ranges that the devices reported"
 
 
 def test_ranges_are_widened_from_zero_and_scaled_rows_no_further_than_they_are_clipped() -> None:
@@ -245,14 +288,34 @@ def test_ranges_are_widened_from_zero_and_scaled_rows_no_further_than_they_are_c
     }
 
 
+def test_a_tensor_that_no_device_reported_is_missed_before_anything_is_built(flow: Case) -> None:
+    merged = reported(flow, 1.0, 1.0)
+    missing = {k: v for k, v in merged.items() if k != "bottleneck"}
+    with pytest.raises(PeerError, match="activation ranges: found"):
+        build_artifacts(flow.network, flow.weights, task="t", schema=flow.schema, ranges=missing)
+
+
 @pytest.mark.parametrize(
-    "reports",
-    [[], [{"a": (0.0, 1.0)}, {"b": (0.0, 1.0)}], [{"a": (1.0, 0.0)}], [{"a": (0.0, float("inf"))}]],
-    ids=["none", "other tensors", "upside down", "infinite"],
+    ("ranges", "fault"),
+    [
+        ({"a": (1.0, 0.0)}, ValueError),
+        ({"a": (0.0, float("inf"))}, RefusedError),
+        ({"b": (0.0, 1.0)}, ValueError),
+    ],
+    ids=["upside down", "infinite", "another tensor"],
 )
-def test_reports_that_cannot_be_merged_are_refused(reports: list[dict[str, tuple[float, float]]]) -> None:
-    with pytest.raises(PeerError, match="activation ranges"):
-        merge_ranges(reports)
+def test_ranges_that_are_none_are_not_reported(ranges: dict[str, tuple[float, float]], fault: type[Exception]) -> None:
+    with pytest.raises(fault, match="statistics: found"):
+        statistics_slots(LocalStatistics(False, 1.0, 1.0, 1.0, ranges), 1, 1.0, ("a",))
+
+
+@pytest.mark.parametrize("changes", [{0: 2}, {-1: 2}, {-60: 2}], ids=["norms", "upper ends", "lower ends"])
+def test_counts_that_no_devices_can_have_are_refused(changes: dict[int, int]) -> None:
+    slots = statistics_slots(LocalStatistics(False, 0.0, 1.0, 1.0, {"a": (-1.0, 300.0)}), 1, 1.0, ("a",))
+    for place, count in changes.items():
+        slots[place] = count
+    with pytest.raises(PeerError, match="statistics of a group"):
+        read_statistics(slots, 1, 1, ("a",))
 
 
 def test_the_quantiser_and_the_interpreter_are_loaded_only_where_they_are_used() -> None:

@@ -18,8 +18,8 @@ GRAFANA = Path(__file__).parents[2] / "grafana"
 VALUES = {
     "task": ("network", "sensor"),
     "severity": ("low", "critical"),
-    "kind": ("alert", "magnitude"),
-    "outcome": ("accepted", "signature", "released", "failed"),
+    "kind": ("alert", "magnitude", "vote", "shares"),
+    "outcome": ("accepted", "signature", "released", "failed", "opened"),
     "state": ("online", "lost", "open", "collect"),
     "model_version": ("3", "4"),
     "stage": ("before", "after"),

@@ -10,13 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vedette_aggregator.artifacts import build_artifacts, merge_ranges
-from vedette_core.learning.encoding import Encoding, aggregate, encode
+from vedette_aggregator.artifacts import build_artifacts
+from vedette_core.learning.encoding import Encoding, encode
 from vedette_core.learning.local_training import train
 from vedette_core.learning.network import build_network
 from vedette_core.learning.optimiser import FedAvg
 from vedette_core.learning.scoring import ResidualScorer, calibrate_residuals
 from vedette_core.learning.spec import dense_spec
+from vedette_core.learning.statistics_slots import LocalStatistics, merge_range_histograms
+from vedette_core.learning.update_vector import (
+    VectorLayout,
+    add_vector,
+    decode_group_mean,
+    pack_vector,
+    ring_bits,
+    unpack_sum,
+    zero_vector,
+)
 from vedette_device.features.scaling import RobustScaler
 from vedette_device.inference import open_model
 from vedette_schemas.features import sensor_schema
@@ -76,19 +86,28 @@ def test_tampering_is_found_by_what_gateways_learnt_together_and_int8_keeps_it()
     weights, optimiser = network.initial_weights(rng), FedAvg()
     state = optimiser.initial_state(len(weights))
     encoding = Encoding(len(weights), 10.0, b"recordings")
+    layout = VectorLayout(encoding.padded, tuple(sorted(network.tensor_names)), statistics=True)
+    bits = ring_bits(len(tanks), 1, encoding.bits)
     for _ in range(4):
         results = [
             train(network, weights, t.training, epochs=2, batch_size=32, learning_rate=2e-3, prox_mu=0.0, rng=rng)
             for t in tanks
         ]
-        levels = np.stack([encode(r.delta, encoding, rng).levels for r in results])
-        weights, state = optimiser.apply(weights, aggregate(levels, np.ones(len(tanks), np.int64), encoding), state)
+        total = zero_vector(layout, bits)
+        for r in results:
+            update = encode(r.delta, encoding, rng)
+            own = LocalStatistics(update.clipped, update.norm, r.loss_before, r.loss_after, r.activation_ranges)
+            add_vector(total, pack_vector(update.levels, 1, own, layout, encoding, bits))
+        group = unpack_sum(total, len(tanks), len(tanks), layout, encoding, bits)
+        weights, state = optimiser.apply(weights, decode_group_mean(group, encoding), state)
+    assert group.statistics is not None
+    assert group.statistics.loss_after < group.statistics.loss_before
     built = build_artifacts(
         network,
         weights,
         task="sensor",
         schema=tanks[0].schema,
-        ranges=merge_ranges([r.activation_ranges for r in results]),
+        ranges=merge_range_histograms(group.statistics.ranges, group.survivors),
         variants=[Variant.FLOAT32, Variant.INT8],
     )
     found, false_alarms = {}, {}

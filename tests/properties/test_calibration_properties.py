@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vedette_core.learning.calibration import RollingCalibration, calibrate, fit_tail
+from vedette_core.learning.calibration import RollingCalibration, calibrate
+from vedette_core.learning.tail import fit_tail
 
 FINITE = st.floats(-1e6, 1e6, allow_subnormal=False)
 SCORES = st.lists(FINITE, min_size=20, max_size=300)

@@ -14,7 +14,7 @@ from vedette_schemas import alert, codec
 from vedette_schemas.alert import Alert, AlertModel, AlertState, FeatureReason, Severity
 from vedette_schemas.errors import PeerError
 from vedette_schemas.model import ReleaseTarget, decimal
-from vedette_schemas.round import ActivationRange, CheckIn, Plan, Roster, RoundOpen, Upload
+from vedette_schemas.round import CheckIn, Plan, Roster, RoundOpen, Upload
 from vedette_schemas.telemetry import DeviceState, Receipt, ReceiptItem, Telemetry
 
 BINARY = (Telemetry, Receipt, Plan, RoundOpen, CheckIn, Roster, Upload)
@@ -33,18 +33,10 @@ uploads = st.builds(
     gid=st.integers(0, 511),
     device=ids,
     transcript=st.binary(min_size=32, max_size=32),
-    levels=st.binary(max_size=300),
-    weight=st.integers(0, 255),
-    num_examples=st.integers(0, 2**31 - 1),
-    clipped=st.booleans(),
-    loss_before=finite,
-    loss_after=finite,
-    ranges=st.lists(
-        st.tuples(texts, finite, finite).map(lambda r: ActivationRange(tensor=r[0], low=min(r[1:]), high=max(r[1:]))),
-        max_size=4,
-    ).map(tuple),
-    shares=st.just(()),
-    commitments=st.lists(st.binary(min_size=1, max_size=64), max_size=3).map(tuple),
+    vector=st.binary(max_size=300),
+    boxes=st.lists(st.binary(max_size=40), max_size=5).map(tuple),
+    commitments=st.lists(st.binary(min_size=16, max_size=16), max_size=5).map(tuple),
+    header=st.binary(min_size=64, max_size=64),
 )
 receipts = st.builds(
     Receipt,

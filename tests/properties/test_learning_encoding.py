@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,16 +10,21 @@ from hypothesis import strategies as st
 
 from vedette_core.learning.encoding import (
     BLOCK,
+    Bits,
     Encoding,
     aggregate,
+    decode_checked,
     decode_mean,
     encode,
+    public_weight,
     rotation_seed,
+    rounding_slack,
     sum_bits,
     update_weight,
     weigh,
     weighted_sum,
 )
+from vedette_core.learning.rotation import rotate, rotate_back
 from vedette_schemas.errors import PeerError, RefusedError
 
 SEED = bytes(range(32))
@@ -101,8 +107,9 @@ def test_sums_are_whole_numbers_that_masks_may_be_added_to() -> None:
     assert np.array_equal((ring - masks) % 2**32, levels[0])
 
 
-def test_rounding_is_unbiased() -> None:
-    encoding = Encoding(64, 1.0, SEED)
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_rounding_is_unbiased(bits: Bits) -> None:
+    encoding = Encoding(64, 1.0, SEED, bits)
     delta = delta_of("normal", 64, 1).astype(np.float32)
     rng = np.random.default_rng(2)
     levels = np.stack([encode(delta, encoding, rng).levels for _ in range(400)])
@@ -137,6 +144,175 @@ def test_everyone_in_a_round_rotates_alike_and_the_next_round_differs() -> None:
     levels = encode(delta, Encoding(50, 1.0, seed()), np.random.default_rng(0)).levels
     wrong = aggregate(levels[None], np.array([1]), Encoding(50, 1.0, others[0]))
     assert np.linalg.norm(wrong - delta) > 0.5
+
+
+class RoundOneWay(np.random.Generator):
+    """Rounds everything up (0) or down (1), however often it is asked again: the worst luck there is."""
+
+    draw = 0.0
+
+    def random(self, size: int) -> np.ndarray:  # type: ignore[override]
+        return np.full(size, self.draw)
+
+
+def generator_of(luck: str, seed: int) -> np.random.Generator:
+    if luck == "fair":
+        return np.random.default_rng(seed)
+    rng = RoundOneWay(np.random.PCG64(0))
+    rng.draw = 0.0 if luck == "up" else 1.0
+    return rng
+
+
+def rotated_shape(shape: str, encoding: Encoding, seed: int) -> np.ndarray:
+    """A delta of norm C that is a certain thing after the rotation, where the rounding sees it."""
+    rng = np.random.default_rng(seed)
+    half_step = encoding.step / 2
+    if shape == "all alike":
+        coordinates = np.full(encoding.padded, rng.choice([-1.0, 1.0]))
+    elif shape == "two alike":
+        coordinates = np.zeros(encoding.padded)
+        coordinates[:2] = 1.0
+    elif shape == "between levels":
+        coordinates = rng.integers(-20, 21, encoding.padded) * 2 * half_step
+    else:
+        coordinates = np.abs(rng.standard_normal(encoding.padded)) + 0.1
+    return rotate_back(coordinates / np.linalg.norm(coordinates) * encoding.clip_norm, encoding.seed)
+
+
+@given(
+    shape=st.sampled_from([*SHAPES, "all alike", "two alike", "between levels", "one sign"]),
+    bits=st.sampled_from([4, 8, 16]),
+    luck=st.sampled_from(["fair", "up", "down"]),
+    blocks=st.integers(1, 6),
+    clip_norm=st.floats(1e-6, 1e6),
+    scale=st.sampled_from([0.0, 0.3, 0.999999, 1.0, 3.0, 1e6]),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=250, deadline=None)
+def test_nothing_that_is_encoded_exceeds_the_clip_norm_by_more_than_the_slack(
+    shape: str, bits: Bits, luck: str, blocks: int, clip_norm: float, scale: float, seed: int
+) -> None:
+    encoding = Encoding(blocks * BLOCK, clip_norm, SEED, bits)
+    if shape in SHAPES:
+        delta = delta_of(shape, encoding.dimension, seed) * clip_norm
+    else:
+        delta = rotated_shape(shape, encoding, seed)
+    levels = encode((delta * scale).astype(np.float32), encoding, generator_of(luck, seed)).levels
+    assert levels.dtype == (np.uint16 if bits == 16 else np.uint8)
+    assert levels.max() <= encoding.level_max == 2**bits - 1
+    decoded = levels.astype(float) * encoding.step - encoding.limit
+    assert np.linalg.norm(decoded) <= clip_norm * (1 + rounding_slack(bits)) * (1 + 1e-12)
+    whole = sum((2 * int(level) - encoding.level_max) ** 2 for level in levels)
+    assert whole <= encoding.centred_square_max
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_bound_is_kept_by_rounding_inwards_when_chance_does_not_help(bits: Bits) -> None:
+    """All coordinates alike and all rounded outwards: without the last resort this is above the bound."""
+    encoding = Encoding(BLOCK, 2.0, SEED, bits)
+    place = encoding.level_max / 2 * (1 + 1 / 4.5)
+    assert (2 * np.ceil(place) - encoding.level_max) ** 2 * BLOCK > encoding.centred_square_max
+    delta = rotate_back(np.full(BLOCK, 2.0 / BLOCK**0.5), SEED).astype(np.float32)
+    levels = encode(delta, encoding, generator_of("up", 0)).levels
+    assert set(levels.tolist()) == {int(np.floor(place)), int(np.ceil(place))}, "no further inwards than needed"
+    largest = int(levels.max())
+    spare = encoding.centred_square_max - sum((2 * int(v) - encoding.level_max) ** 2 for v in levels)
+    assert 0 <= spare < (2 * largest - encoding.level_max) ** 2 - (2 * largest - 2 - encoding.level_max) ** 2
+    assert np.array_equal(levels, encode(delta, encoding, generator_of("up", 1)).levels)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_the_slack_is_what_its_proof_asks_for(bits: Bits) -> None:
+    towards_the_centre = 1 + Fraction(81, 4) / (2**bits - 1) ** 2
+    assert towards_the_centre < (1 + Fraction(rounding_slack(bits))) ** 2
+    assert rounding_slack(bits) <= {4: 0.05, 8: 1e-3, 16: 1e-3}[bits]
+
+
+@given(
+    bits=st.sampled_from([4, 8, 16]),
+    shape=st.sampled_from(SHAPES),
+    dimension=st.sampled_from([1, 1000, 4260]),
+    clip_norm=st.floats(1e-3, 1e3),
+    norm=st.floats(0.01, 1.0),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_coordinate_is_rounded_to_a_level_next_to_it(
+    bits: Bits, shape: str, dimension: int, clip_norm: float, norm: float, seed: int
+) -> None:
+    encoding = Encoding(dimension, clip_norm, SEED, bits)
+    delta = (delta_of(shape, dimension, seed) * clip_norm * norm).astype(np.float32)
+    levels = encode(delta, encoding, np.random.default_rng(seed)).levels
+    padded = np.zeros(encoding.padded)
+    padded[:dimension] = delta
+    place = (rotate(padded, SEED) + encoding.limit) / encoding.step
+    assert np.abs(levels - np.clip(place, 0, encoding.level_max)).max() < 1.001
+    if bits == 16 and np.abs(place - encoding.level_max / 2).max() < encoding.level_max / 2:
+        back = aggregate(levels[None], np.array([1]), encoding)
+        assert np.linalg.norm(back - delta) <= 1e-4 * clip_norm
+
+
+@pytest.mark.parametrize("dimension", [4260, 16_837, 100_000])
+@pytest.mark.parametrize("degrees", [1.5, 2, 3])
+def test_a_heavy_tailed_update_of_eight_bits_is_good_to_two_percent(dimension: int, degrees: float) -> None:
+    rng = np.random.default_rng(dimension)
+    layers = np.repeat(10.0 ** rng.uniform(-4, 0, 10), -(-dimension // 10))[:dimension]
+    delta = rng.standard_t(degrees, dimension) * layers
+    delta = (delta / np.linalg.norm(delta)).astype(np.float32)
+    encoding = Encoding(dimension, 1.0, SEED)
+    back = aggregate(encode(delta, encoding, rng).levels[None], np.array([1]), encoding)
+    assert np.linalg.norm(back - delta) <= 0.02
+    largest = float(np.abs(delta).max())
+    plain = np.rint((delta + largest) / (2 * largest / 255)) * (2 * largest / 255) - largest
+    assert np.linalg.norm(back - delta) < np.linalg.norm(plain - delta), "or the rotation would not be worth it"
+
+
+@given(blocks=st.integers(1, 5), seed=st.binary(max_size=40), number=st.integers(0, 2**32))
+@settings(max_examples=30, deadline=None)
+def test_the_rotation_keeps_norms_and_can_be_undone(blocks: int, seed: bytes, number: int) -> None:
+    vector = np.random.default_rng(number).standard_normal(blocks * BLOCK)
+    for kind, tolerance in ((np.float64, 1e-12), (np.float32, 1e-5)):
+        rotated = rotate(vector.astype(kind), seed)
+        assert rotated.dtype == kind
+        assert np.linalg.norm(rotated) == pytest.approx(np.linalg.norm(vector), rel=tolerance)
+        before = rotated.copy()
+        assert np.abs(rotate_back(rotated, seed) - vector).max() <= tolerance * 10
+        assert np.array_equal(rotated, before), "the argument is left alone"
+
+
+def test_noise_is_apart_from_the_levels_and_of_the_scale_asked_for() -> None:
+    encoding = Encoding(60_000, 1.0, SEED)
+    delta = delta_of("normal", 60_000, 1).astype(np.float32)
+    plain = encode(delta, encoding, np.random.default_rng(5))
+    noisy = encode(delta, encoding, np.random.default_rng(5), noise_sigma=12.5)
+    assert plain.noise is None
+    assert noisy.noise is not None
+    assert np.array_equal(plain.levels, noisy.levels), "levels stay in their range, whatever the noise"
+    assert noisy.noise.shape == plain.levels.shape
+    assert noisy.noise.dtype == np.int64
+    assert noisy.noise.std() == pytest.approx((12.5**2 + 1 / 12) ** 0.5, rel=0.01)
+    assert abs(noisy.noise.mean()) < 5 * 12.5 / 60_000**0.5
+    sums = weigh(noisy.levels, 3) + noisy.noise
+    shift = decode_checked(sums, 3, encoding) - decode_checked(weigh(noisy.levels, 3), 3, encoding)
+    expected = rotate_back(noisy.noise * (encoding.step / 3), SEED)[:60_000]
+    assert np.abs(shift - expected).max() < 1e-6, "one unit of noise is one step of an update of weight 1"
+    for sigma in (-1.0, float("nan"), float("inf"), 2.0**32):
+        with pytest.raises(ValueError, match="standard deviation"):
+            encode(delta, encoding, np.random.default_rng(5), noise_sigma=sigma)
+
+
+@given(bucket=st.integers(0, 40), reference=st.integers(1, 2**42), weight_max=st.integers(1, 300))
+@settings(max_examples=300)
+def test_public_weights_are_the_formula(bucket: int, reference: int, weight_max: int) -> None:
+    expected = max(1, min(weight_max, round(Fraction(2**bucket, reference))))
+    assert public_weight(bucket, reference, weight_max) == expected
+    assert public_weight(bucket, 2 ** (bucket + 1), weight_max) == 1, "one half"
+
+
+@pytest.mark.parametrize("arguments", [(-1, 500, 8), (3, 0, 8), (3, 500, 0)])
+def test_weights_of_nothing_are_a_fault(arguments: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="weight"):
+        public_weight(*arguments)
 
 
 class RoundHalfUp(np.random.Generator):
@@ -197,6 +373,12 @@ def test_what_cannot_be_a_sum_of_updates_is_refused() -> None:
         decode_mean(np.full(BLOCK, 511, np.int64), 2, encoding)
     with pytest.raises(PeerError, match="expected 0 to 0"):
         decode_mean(np.zeros(BLOCK, np.int64), 0, encoding)
+    with pytest.raises(PeerError, match="expected 0 to 30"):
+        decode_mean(np.full(BLOCK, 31, np.int64), 2, Encoding(20, 1.0, SEED, 4))
+    with pytest.raises(ValueError, match="of weight 1 or more"):
+        decode_checked(np.zeros(BLOCK, np.int64), 0, encoding)
+    with pytest.raises(ValueError, match="found 12 bits"):
+        Encoding(20, 1.0, SEED, 12)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected \\(20,\\)"):
         encode(np.zeros(21, np.float32), encoding, np.random.default_rng(0))
 

@@ -24,11 +24,12 @@ from vedette_core.runtime.identity import (
     load_tls_identity,
     server_context,
 )
-from vedette_schemas.errors import ConfigError, RefusedError
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 
 NOW = 1_800_000_000.0
 DAY_S = 86_400
 DEVICE, BROKER, AGGREGATOR = CertificateRole.DEVICE, CertificateRole.BROKER, CertificateRole.AGGREGATOR
+COMMITTEE = CertificateRole.COMMITTEE
 
 
 @pytest.fixture
@@ -52,6 +53,31 @@ def test_a_device_s_bundle_is_all_that_it_needs(authority: Path) -> None:
     assert learn_aggregator(ring, node.bundle, NOW).role is AGGREGATOR
     assert client_context(node.bundle).check_hostname
     assert "PRIVATE" not in (bundle / "tls.crt").read_text()
+
+
+def test_a_helper_s_bundle_is_all_that_it_needs(authority: Path) -> None:
+    """As a device's: it checks the aggregator's word, and speaks on a branch of its own."""
+    ca.issue(authority, "aggregator", AGGREGATOR, now=NOW)
+    for name in ("helper-1", "helper-2"):
+        node = load_node(ca.issue(authority, name, COMMITTEE, now=NOW), NOW)
+        assert (node.id, node.role, node.site) == (name, COMMITTEE, "lab")
+        ring = key_ring(node.bundle, node.site)
+        ring.learn(node.certificate, NOW, intermediate=node.intermediate, sender=name, role=COMMITTEE)
+        ring.verify(name, node.signer.sign(b"x"), b"x")
+        assert learn_aggregator(ring, node.bundle, NOW).role is AGGREGATOR
+        assert client_context(node.bundle).check_hostname
+    assert [(line.id, line.role) for line in ca.list_issued(authority) if line.role == "committee"] == [
+        ("helper-1", "committee"),
+        ("helper-2", "committee"),
+    ]
+
+
+def test_a_helper_s_certificate_does_not_pass_for_a_device_s(authority: Path) -> None:
+    node = load_node(ca.issue(authority, "helper-1", COMMITTEE, now=NOW), NOW)
+    ring = key_ring(node.bundle, node.site)
+    with pytest.raises(PeerError, match="found role committee, expected device") as refused:
+        ring.learn(node.certificate, NOW, intermediate=node.intermediate, role=DEVICE)
+    assert refused.value.reason == "role"
 
 
 def test_the_broker_s_bundle_has_a_server_s_certificate_and_no_signing_key(authority: Path) -> None:
@@ -117,10 +143,11 @@ def test_an_id_is_issued_once_unless_its_replacement_is_asked_for(authority: Pat
     assert sorted(p.name for p in (authority / "bundles").iterdir()) == ["dev-1"]
 
 
+@pytest.mark.parametrize("role", [DEVICE, COMMITTEE])
 @pytest.mark.parametrize("holder", ["aggregator", "analytics", "broker"])
-def test_a_device_does_not_get_a_reserved_id(authority: Path, holder: str) -> None:
+def test_a_device_or_helper_does_not_get_a_reserved_id(authority: Path, holder: str, role: CertificateRole) -> None:
     with pytest.raises(RefusedError, match="reserved"):
-        ca.issue(authority, holder, DEVICE, now=NOW)
+        ca.issue(authority, holder, role, now=NOW)
     assert ca.list_issued(authority) == ()
 
 

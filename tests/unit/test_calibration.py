@@ -17,10 +17,10 @@ from vedette_core.learning.calibration import (
     Z_MIN,
     RollingCalibration,
     calibrate,
-    fit_tail,
     smoothing,
     z_score,
 )
+from vedette_core.learning.tail import fit_tail
 from vedette_schemas.errors import PeerError
 
 

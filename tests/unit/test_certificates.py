@@ -19,6 +19,7 @@ from vedette_core.crypto.certificate_chain import der, load_certificates, verify
 from vedette_core.crypto.certificates import (
     BACKDATED_S,
     LEAF_DAYS,
+    MANY,
     CertificateRole,
     Issuer,
     Purpose,
@@ -113,10 +114,10 @@ def without(kind: type[x509.ExtensionType]) -> Callable[[Any], Any | None]:
 @pytest.mark.parametrize("role", [r for r in CertificateRole if r is not CertificateRole.BROKER])
 @pytest.mark.parametrize("purpose", [Purpose.TLS_CLIENT, Purpose.SIGNING])
 def test_a_node_is_who_its_certificate_says(role: CertificateRole, purpose: Purpose) -> None:
-    holder = "dev-1" if role is CertificateRole.DEVICE else role.value
+    holder = "dev-1" if role in MANY else role.value
     who = verify(leaf(holder=holder, role=role, purpose=purpose), purpose)
     assert (who.id, who.role, who.site, who.purpose) == (holder, role, "lab", purpose)
-    assert who.access_role is Role(role.value)
+    assert who.access_role is (Role.DEVICE if role in MANY else Role(role.value))
     assert who.not_after == NOW - BACKDATED_S + LEAF_DAYS * DAY_S + BACKDATED_S
 
 
@@ -129,6 +130,17 @@ def test_the_broker_is_a_server_and_nobody_s_client() -> None:
     assert server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
         x509.DNSName
     ) == ["localhost"]
+
+
+def test_a_helper_is_no_device_although_it_has_the_access_of_one() -> None:
+    """Many nodes have the role, each under an id of its own; who is asked for a device's signature finds a helper's."""
+    one, two = (
+        verify(leaf(holder=name, role=CertificateRole.COMMITTEE, purpose=Purpose.SIGNING), Purpose.SIGNING)
+        for name in ("helper-1", "committee")
+    )
+    assert (one.id, two.id) == ("helper-1", "committee")
+    assert one.role is two.role is CertificateRole.COMMITTEE
+    assert one.access_role is Role.DEVICE
 
 
 def test_chains_survive_their_two_encodings() -> None:
@@ -153,6 +165,7 @@ def test_the_longest_ids_fit() -> None:
     ("changes", "message"),
     [
         ({"holder": "aggregator"}, "reserved"),
+        ({"holder": "broker", "role": CertificateRole.COMMITTEE}, "reserved"),
         ({"holder": "Dev"}, "expected"),
         ({"holder": "+"}, "expected"),
         ({"holder": ""}, "expected"),
@@ -205,6 +218,10 @@ ODD_LEAVES: dict[str, tuple[x509.Certificate, str]] = {
     ),
     "a device with a role's id": (
         rebuilt(GOOD, subject_name=names("analytics"), change=alternatives(uri("spiffe://lab/device/analytics"))),
+        "reserved",
+    ),
+    "a helper with a role's id": (
+        rebuilt(GOOD, subject_name=names("aggregator"), change=alternatives(uri("spiffe://lab/committee/aggregator"))),
         "reserved",
     ),
     "the broker as client": (

@@ -193,3 +193,131 @@ def test_file_that_is_no_capture(site: Path) -> None:
     done = vedette("device", "run", "-c", network_config(site, b"this is a text"))
     assert done.returncode == ExitCode.CONFIGURATION
     assert "x.pcap" in done.stderr
+
+
+# -- committees, privacy, quarantine, root sets, scenarios -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["committee", "privacy", "device"])
+def test_the_new_commands_are_in_the_help(command: str) -> None:
+    assert command in vedette("--help").stdout
+
+
+def test_a_committee_needs_its_settings(tmp_path: Path) -> None:
+    done = vedette("committee", "run", "-c", str(tmp_path / "none.toml"))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "no such file" in done.stderr
+
+
+def test_a_helper_with_a_devices_certificate_is_told_which_one_it_needs(site: Path) -> None:
+    path = site / "config" / "helper-1.toml"
+    path.write_text(
+        f'site = "site-1"\nmember = "gw-1"\nstate_dir = "{site / "state" / "helper-1"}"\ntasks = ["network"]\n'
+        f'[identity]\nbundle = "{site / "ca" / "bundles" / "gw-1"}"\ntrust_root = "{site / "root.json"}"\n'
+    )
+    assert vedette("config", "check", "committee", str(path)).returncode == ExitCode.OK
+    done = vedette("committee", "run", "-c", str(path))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "--role committee" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_helpers_bundle_can_be_issued(site: Path) -> None:
+    done = vedette("ca", "issue", "helper-1", "--role", "committee", "-d", str(site / "ca"))
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert "committee" in vedette("ca", "list", "-d", str(site / "ca")).stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("privacy", "show"),
+        ("device", "quarantine", "list"),
+        ("device", "quarantine", "add", "gw-1"),
+        ("device", "quarantine", "release", "gw-1"),
+    ],
+    ids=" ".join,
+)
+def test_what_reads_an_aggregators_state_says_that_there_is_none(site: Path, arguments: tuple[str, ...]) -> None:
+    done = vedette(*arguments, "-c", str(site / "config" / "aggregator.toml"))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "found no state there, expected that of an aggregator that has run" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def stopped(site: Path) -> str:
+    """Settings of an aggregator that has run: its state is there."""
+    from vedette_core.runtime.storage import Database
+
+    Database(site / "state" / "aggregator" / "aggregator.db").close()
+    return str(site / "config" / "aggregator.toml")
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_quarantine_of_what_is_no_id(stopped: str, more: tuple[str, ...]) -> None:
+    done = vedette("device", "quarantine", "add", "GW_1", "-c", stopped, *more)
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "GW_1" in done.stderr
+
+
+def test_release_of_a_device_that_is_not_quarantined_names_those_that_are(stopped: str) -> None:
+    assert vedette("device", "quarantine", "add", "gw-2", "-c", stopped, "--reason", "odd").returncode == ExitCode.OK
+    done = vedette("device", "quarantine", "release", "gw-1", "-c", stopped)
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "gw-2" in done.stderr
+    listed = vedette("device", "quarantine", "list", "-c", stopped).stdout
+    assert "gw-2" in listed
+    assert "odd" in listed
+    assert vedette("device", "quarantine", "release", "gw-2", "-c", stopped).returncode == ExitCode.OK
+    assert "nobody is quarantined" in vedette("device", "quarantine", "list", "-c", stopped).stdout
+
+
+def test_a_dry_run_of_a_release_fails_where_the_release_would(stopped: str) -> None:
+    done = vedette("device", "quarantine", "release", "gw-1", "-c", stopped, "--dry-run")
+    assert done.returncode == ExitCode.CONFIGURATION
+
+
+def test_a_dry_run_quarantines_nobody(stopped: str) -> None:
+    done = vedette("device", "quarantine", "add", "gw-1", "-c", stopped, "--dry-run")
+    assert (done.returncode, "would be kept out" in done.stdout) == (ExitCode.OK, True)
+    assert "nobody is quarantined" in vedette("device", "quarantine", "list", "-c", stopped).stdout
+
+
+def test_windows_of_a_task_that_the_node_does_not_have(site: Path) -> None:
+    done = vedette(
+        "device", "windows", "-c", str(site / "config" / "gw-1.toml"), "-o", str(site / "root.npz"), "-t", "other"
+    )
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "found no detector of it" in done.stderr
+
+
+def test_windows_of_a_node_that_has_learnt_nothing(site: Path) -> None:
+    target = site / "root.npz"
+    done = vedette("device", "windows", "-c", network_config(site, pcap(1, 5)), "-o", str(target))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "found no training windows" in done.stderr
+    assert not target.exists()
+
+
+def test_a_root_set_that_is_none_stops_the_aggregator_at_once(site: Path) -> None:
+    path = site / "config" / "aggregator.toml"
+    (site / "root.npz").write_bytes(b"this is no archive")
+    path.write_text(path.read_text() + f'\n[tasks.defence]\nroot_set = "{site / "root.npz"}"\n')
+    done = vedette("aggregator", "run", "-c", str(path))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "vedette device windows" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_scenario_that_is_not_known_is_a_usage_error() -> None:
+    assert vedette("demo", "--scenario", "earthquake").returncode == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("scenario", ["dropout", "poisoned-device"])
+def test_a_scenario_with_a_folder_that_holds_no_recordings(tmp_path: Path, scenario: str) -> None:
+    done = vedette("demo", "--scenario", scenario, "--json", "--data", str(tmp_path), "--insecure-plain-updates")
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "expected a folder of recordings" in done.stderr
+    assert "INSECURE" in done.stderr
+    assert "Traceback" not in done.stderr

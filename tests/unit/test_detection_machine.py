@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from vedette_core.learning.calibration import z_score
+from vedette_core.learning.cusum import REFERENCE, limit_for
 from vedette_core.machine import Count, Effect, Note, Persist, Publish, Tick
 from vedette_device.alert_record import ScoredWindow, alert_id, confidence, rfc3339, severity_of
 from vedette_device.detection_machine import (
@@ -102,8 +108,6 @@ def test_high_windows_open_an_alert_only_when_they_are_sustained() -> None:
 
 def test_what_benign_windows_reached_raises_the_limit() -> None:
     """A device that does something every hour has high averages every hour, and that is no news."""
-    from dataclasses import replace
-
     hourly = [replace(window(i, HIGH), benign_average=2.9) for i in range(7)]
     assert feed(machine(), *hourly) == []  # 3.7 (1 − 2⁻³·⁵) = 3.37 is below 2.9 + 0.5
     assert states(feed(machine(sustained_margin=0.0), *hourly))[0] == "open"
@@ -354,3 +358,74 @@ def test_confidence_grows_with_the_calibration_and_with_the_evidence() -> None:
 def test_event_time_beyond_the_calendar_is_held_at_its_ends() -> None:
     assert rfc3339(-5.0) == "1970-01-01T00:00:00.000Z"
     assert rfc3339(1e18) == "9999-12-31T23:59:59.000Z"
+
+
+# -- the sum of z ------------------------------------------------------------------------------------------------------
+
+SHIFTED = 0.1
+"""A window whose z is 1.28: too little for every other rule, however long it lasts."""
+
+
+def test_a_small_lasting_shift_is_news_only_with_a_budget() -> None:
+    assert run(machine(), 0, 500, SHIFTED) == []
+
+    effects = run(machine(cusum_budget_days=30.0), 0, 500, SHIFTED)
+    first = alerts(effects)[0]
+    assert (first.state, first.kind) == (AlertState.OPEN, "sustained")
+    limit = limit_for(30 * 86_400 / STEP_S)
+    windows = math.floor(limit / (z_score(SHIFTED) - REFERENCE)) + 1
+    assert first.time == rfc3339(T0 + windows * STEP_S)
+
+
+def test_a_smaller_budget_waits_longer() -> None:
+    def opened_at(**settings: float) -> str:
+        return alerts(run(machine(**settings), 0, 500, SHIFTED))[0].time
+
+    assert opened_at(cusum_budget_days=1.0) < opened_at(cusum_budget_days=30.0) < opened_at(cusum_budget_days=3650.0)
+
+
+def test_windows_that_share_their_data_need_a_larger_sum() -> None:
+    def windows(spread: float) -> list[ScoredWindow]:
+        return [replace(window(i, SHIFTED), spread=spread) for i in range(800)]
+
+    alone = feed(machine(cusum_budget_days=30.0), *windows(1.0))
+    together = feed(machine(cusum_budget_days=30.0), *windows(3.0))
+    assert alerts(alone)[0].time < alerts(together)[0].time
+
+
+def test_an_alert_of_the_sum_is_one_alert_and_ends_with_the_shift() -> None:
+    subject = machine(cusum_budget_days=30.0)
+    during = run(subject, 0, 600, SHIFTED)
+    assert states(during)[0] == "open"
+    assert "closed" not in states(during)
+
+    after = run(subject, 600, 60, CALM)
+    assert states(after) == ["closed"]
+    assert len({a.id for a in alerts(during + after)}) == 1
+    assert run(subject, 660, 300, CALM) == []
+
+
+def test_what_was_not_seen_takes_from_the_sum() -> None:
+    subject = machine(cusum_budget_days=30.0)
+    windows_needed = math.floor(limit_for(30 * 86_400 / STEP_S) / (z_score(SHIFTED) - REFERENCE)) + 1
+
+    for turn in range(5):
+        assert run(subject, turn * 1000, windows_needed - 1, SHIFTED) == []
+
+
+def test_ordinary_windows_keep_within_the_budget() -> None:
+    """A hundred entities over a tenth of the budget each: ten false alerts are promised, and about so many come."""
+    days, entities = 0.25, 100
+
+    def opened(budget: float) -> int:
+        rng = np.random.default_rng(7)
+        subject = machine(cusum_budget_days=budget, per_hour_max=10_000)
+        stream = [
+            window(step, max(float(p), 1e-4), entity=f"e{i}")
+            for step in range(int(0.1 * days * 86_400 / STEP_S))
+            for i, p in enumerate(rng.random(entities))
+        ]
+        return sum(a.state is AlertState.OPEN and a.kind == "sustained" for a in alerts(feed(subject, *stream)))
+
+    assert opened(0.0) == 0
+    assert 1 <= opened(days) <= 20

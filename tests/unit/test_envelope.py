@@ -9,7 +9,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vedette_schemas import codec
-from vedette_schemas.envelope import Envelope, pre_authentication_encoding, seal, unseal
+from vedette_schemas.envelope import Envelope, kind_of, pre_authentication_encoding, seal, unseal
 from vedette_schemas.errors import PeerError
 from vedette_schemas.telemetry import Receipt, ReceiptItem
 
@@ -117,3 +117,18 @@ def test_a_body_beyond_the_limit_is_not_signed() -> None:
 
     with pytest.raises(PeerError, match="larger bodies are chunked"):
         seal(Blob(data=bytes(codec.PAYLOAD_BYTES_MAX)), "blob", "agg", Signer())
+
+
+def test_the_type_that_an_envelope_claims_is_read_without_believing_it() -> None:
+    data = seal(BODY, "receipt", "agg", Keys())
+    assert kind_of(data) == "receipt"
+    claimed = codec.pack(codec.unpack(Envelope, data).model_copy(update={"type": "committee.close"}))
+    assert kind_of(claimed) == "committee.close"
+    assert refusal(claimed, "committee.close") == "signature"
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\x80", b"\xc1", seal(BODY, "receipt", "agg", Keys())[:-1]])
+def test_what_is_no_envelope_claims_nothing(damaged: bytes) -> None:
+    with pytest.raises(PeerError) as caught:
+        kind_of(damaged)
+    assert caught.value.reason in ("encoding", "schema")

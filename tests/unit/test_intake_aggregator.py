@@ -6,21 +6,29 @@ from typing import Any
 
 import pytest
 from participant_parts import Gateway
-from round_parts import AGGREGATOR, NOW, SITE, TASK, TOPICS, Stage, checkin, rosters, sealed, upload
+from round_effects import rosters
+from round_fleet import SIX, recording
+from round_parts import AGGREGATOR, NOW, SITE, TASK, TOPICS, Stage, checkin, sealed, upload
 
 from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, TelemetryReceived
-from vedette_aggregator.round_events import CheckInReceived, UploadReceived
+from vedette_aggregator.round_events import CheckInReceived, SharesReceived, UploadReceived, VoteReceived
 from vedette_core.crypto.signing import KeyRing
 from vedette_core.machine import Publish
 from vedette_schemas import codec
 from vedette_schemas.envelope import seal
 from vedette_schemas.errors import PeerError
 from vedette_schemas.round import CHECKIN_TYPE, UPLOAD_TYPE, CheckIn, Upload
+from vedette_schemas.secagg import SHARES_TYPE, VOTE_TYPE, Shares, Vote
 from vedette_schemas.telemetry import DeviceState, Telemetry
 from vedette_schemas.topics import FlStep
 
 CHECKIN_TOPIC = TOPICS.fl("gw-00", TASK, FlStep.CHECKIN)
 UPLOAD_TOPIC = TOPICS.fl("gw-00", TASK, FlStep.UPLOAD)
+VOTE_TOPIC = TOPICS.fl("gw-00", TASK, FlStep.VOTE)
+SHARES_TOPIC = TOPICS.fl("gw-00", TASK, FlStep.SHARES)
+HELPER_TOPIC = TOPICS.fl("helper-0", TASK, FlStep.CHECKIN)
+VOTE = recording().votes["gw-00"]
+SHARES = recording().shares["gw-00"]
 
 
 def intake(ring: KeyRing | None = None) -> Intake:
@@ -76,8 +84,14 @@ def test_an_upload_is_believed_of_a_device_that_checked_in() -> None:
 def test_after_a_restart_devices_are_remembered_by_their_certificates() -> None:
     found = intake()
     node = SITE.node("gw-00")
-    certificates = [("gw-00", node.certificate, SITE.intermediate), ("gw-01", node.certificate, SITE.intermediate)]
-    assert found.remember(certificates, NOW) == ("gw-01",)
+    helper = SITE.node("helper-0")
+    certificates = [
+        ("gw-00", "contribute", node.certificate, SITE.intermediate),
+        ("gw-01", "contribute", node.certificate, SITE.intermediate),
+        ("helper-0", "unmask", helper.certificate, SITE.intermediate),
+        ("gw-02", "unmask", SITE.node("gw-02").certificate, SITE.intermediate),
+    ]
+    assert found.remember(certificates, NOW) == ("gw-01", "gw-02")
     found.take(UPLOAD_TOPIC, sealed(an_upload()), NOW)
     assert intake().remember(certificates[:1], NOW + 30 * 86_400) == ("gw-00",), "its certificate has ended"
 
@@ -95,16 +109,27 @@ def test_after_a_restart_devices_are_remembered_by_their_certificates() -> None:
             sealed_checkin(checkin("gw-00").model_copy(update={"device": "gw-01"}), signer="gw-00", sender="gw-00"),
             "device",
         ),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", offer=bytes(64))), "signature"),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", seq=2)), "signature"),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", offer=checkin("gw-00", 2).offer)), "signature"),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", offer=checkin("gw-01").offer)), "signature"),
+        (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", role="unmask")), "role"),
+        (HELPER_TOPIC, sealed_checkin(checkin("helper-0", role="contribute")), "role"),
         (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", task="sensor")), "task"),
         (TOPICS.fl("gw-00", "sensor", FlStep.CHECKIN), sealed_checkin(checkin("gw-00", task="sensor")), "task"),
         (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", certificate=b"no certificate")), "certificate"),
         (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", certificate=SITE.node("gw-01").certificate)), "sender"),
         (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00", certificate=SITE.node(AGGREGATOR).certificate)), "sender"),
+        (HELPER_TOPIC, sealed_checkin(checkin("helper-0", certificate=SITE.node("gw-00").certificate)), "sender"),
         (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00")) + b"\x00", "encoding"),
         (CHECKIN_TOPIC, b"", "encoding"),
         (UPLOAD_TOPIC, sealed_checkin(checkin("gw-00")), "type"),
-        (TOPICS.fl("gw-00", TASK, FlStep.VOTE), b"", "topic"),
-        (TOPICS.fl("gw-00", TASK, FlStep.SHARES), b"", "topic"),
+        (VOTE_TOPIC, b"", "encoding"),
+        (SHARES_TOPIC, b"", "encoding"),
+        (VOTE_TOPIC, VOTE.sealed, "unknown-sender"),
+        (SHARES_TOPIC, SHARES.sealed, "unknown-sender"),
+        (TOPICS.fl("gw-00", "sensor", FlStep.VOTE), VOTE.sealed, "task"),
+        (TOPICS.committee("gw-00"), b"", "topic"),
         (TOPICS.round(TASK), b"", "topic"),
         (TOPICS.receipt("gw-00"), b"", "topic"),
         ("vedette/1/plant-2/device/gw-00/up/alert", b"", "topic"),
@@ -129,10 +154,57 @@ def test_an_expired_certificate_is_refused() -> None:
         (UPLOAD_TOPIC, seal(an_upload(), UPLOAD_TYPE, "gw-00", SITE.node("gw-01").signer), "signature"),
         (UPLOAD_TOPIC, seal(an_upload("gw-01"), UPLOAD_TYPE, "gw-00", SITE.node("gw-00").signer), "device"),
         (UPLOAD_TOPIC, sealed(an_upload(task="sensor")), "task"),
+        (UPLOAD_TOPIC, sealed(an_upload(header=bytes(64))), "signature"),
+        (UPLOAD_TOPIC, sealed(an_upload(header=an_upload("gw-01").header)), "signature"),
+        (UPLOAD_TOPIC, sealed(an_upload().model_copy(update={"transcript": bytes(32)})), "signature"),
+        (UPLOAD_TOPIC, sealed(an_upload().model_copy(update={"boxes": (b"another box",)})), "signature"),
     ],
 )
 def test_an_upload_of_somebody_else_is_refused(topic: str, body: bytes, reason: str) -> None:
     assert refused(topic, body, knowing_gw00()) == reason
+
+
+def test_a_helper_is_believed_by_a_certificate_of_its_own_kind() -> None:
+    body = checkin("helper-0")
+    assert body.role == "unmask"
+    assert intake().take(HELPER_TOPIC, sealed_checkin(body), NOW) == CheckInReceived(body)
+
+
+def test_votes_and_shares_are_believed_of_whoever_checked_in() -> None:
+    found = knowing_gw00()
+    assert found.take(VOTE_TOPIC, VOTE.sealed, NOW) == VoteReceived(VOTE.body, VOTE.sealed)
+    assert found.take(SHARES_TOPIC, SHARES.sealed, NOW) == SharesReceived(SHARES.body, SHARES.sealed)
+
+
+def as_vote(signer: str = "gw-00", sender: str = "gw-00", kind: str = VOTE_TYPE, **changes: Any) -> bytes:
+    body: Vote = VOTE.body.model_copy(update=changes)
+    return seal(body, kind, sender, SITE.node(signer).signer)
+
+
+def as_shares(signer: str = "gw-00", sender: str = "gw-00", kind: str = SHARES_TYPE, **changes: Any) -> bytes:
+    body: Shares = SHARES.body.model_copy(update=changes)
+    return seal(body, kind, sender, SITE.node(signer).signer)
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "reason"),
+    [
+        (VOTE_TOPIC, as_vote(signer="gw-01"), "signature"),
+        (VOTE_TOPIC, as_vote(sender="gw-01", signer="gw-01"), "sender"),
+        (VOTE_TOPIC, as_vote(kind=SHARES_TYPE), "type"),
+        (VOTE_TOPIC, as_vote(member="gw-01"), "member"),
+        (VOTE_TOPIC, as_vote(task="sensor"), "task"),
+        (VOTE_TOPIC, recording().votes[SIX[1]].sealed, "sender"),
+        (SHARES_TOPIC, as_shares(signer="gw-01"), "signature"),
+        (SHARES_TOPIC, as_shares(sender="gw-01", signer="gw-01"), "sender"),
+        (SHARES_TOPIC, as_shares(kind=VOTE_TYPE), "type"),
+        (SHARES_TOPIC, as_shares(member="gw-01"), "member"),
+        (SHARES_TOPIC, as_shares(task="sensor"), "task"),
+        (SHARES_TOPIC, VOTE.sealed, "type"),
+    ],
+)
+def test_votes_and_shares_of_somebody_else_are_refused(topic: str, payload: bytes, reason: str) -> None:
+    assert refused(topic, payload, knowing_gw00()) == reason
 
 
 def test_every_byte_of_a_certificate_may_be_wrong() -> None:
@@ -192,6 +264,8 @@ def test_an_upload_is_refused_once_the_certificate_that_it_was_learnt_from_has_e
     found, body = knowing_gw00(), sealed(an_upload())
     assert isinstance(found.take(UPLOAD_TOPIC, body, ended), UploadReceived)
     assert refused(UPLOAD_TOPIC, body, found, now=ended + 1) == "expired"
+    assert refused(VOTE_TOPIC, VOTE.sealed, found, now=ended + 1) == "expired"
+    assert refused(SHARES_TOPIC, SHARES.sealed, found, now=ended + 1) == "expired"
 
 
 FORGED = seal(an_upload(), UPLOAD_TYPE, "gw-00", SITE.node("gw-01").signer)
@@ -210,6 +284,9 @@ FORGED = seal(an_upload(), UPLOAD_TYPE, "gw-00", SITE.node("gw-01").signer)
         ),
         (CHECKIN_TOPIC, sealed_checkin(checkin("gw-00"), kind=UPLOAD_TYPE), 0, None),
         (CHECKIN_TOPIC, b"", 0, None),
+        (VOTE_TOPIC, VOTE.sealed, 30 * 86_400, ("gw-00", VOTE.body.id)),
+        (SHARES_TOPIC, as_shares(signer="gw-01"), 0, ("gw-00", SHARES.body.id)),
+        (SHARES_TOPIC, as_shares(sender="gw-01", signer="gw-01"), 0, None),
         (TOPICS.fl("gw-01", TASK, FlStep.UPLOAD), sealed(an_upload()), 0, None),
     ],
 )

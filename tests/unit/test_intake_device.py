@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from participant_parts import Gateway, opened
+from group_parts import Rest
+from participant_parts import Gateway, opened, upload_body
 from round_parts import AGGREGATOR, NOW, SITE, TASK, TOPICS, Stage, checkin, rosters
 
 from vedette_aggregator.round_events import CheckInReceived
 from vedette_core.machine import Publish
+from vedette_core.secagg.committee import CloseReceived, OpeningReceived
 from vedette_device.intake import Intake
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened
 from vedette_schemas.codec import Message
 from vedette_schemas.envelope import seal
 from vedette_schemas.errors import PeerError
 from vedette_schemas.round import OPEN_TYPE, ROSTER_TYPE, Phase
+from vedette_schemas.secagg import CLOSE_TYPE, OPENING_TYPE, VOTE_TYPE, Close, Opening
 from vedette_schemas.telemetry import RECEIPT_TYPE, Receipt, ReceiptItem
 
 RECEIPT = Receipt(device="gw-00", items=(ReceiptItem(id="x", outcome="accepted"),))
@@ -82,3 +85,42 @@ def test_a_devices_own_messages_do_not_pass_for_the_aggregators() -> None:
     assert rosters(stage.effects) == []
     with pytest.raises(PeerError):
         intake().take(TOPICS.round(TASK), said(checkin("gw-01"), "round.checkin", sender="gw-01"))
+
+
+# -- the committee ----------------------------------------------------------------------------------------------------
+
+
+def committee_work() -> tuple[Close, Opening]:
+    """What an aggregator asks of this device."""
+    gateway = Gateway()
+    upload = gateway.to_uploaded()
+    rest = Rest(gateway.roster(), gateway.plan, upload_body(upload))
+    rest.vote()
+    return rest.close(), rest.opening()
+
+
+def test_committee_work_is_told_apart_by_its_type() -> None:
+    close, opening = committee_work()
+    topic = TOPICS.committee("gw-00")
+    assert intake().take(topic, said(close, CLOSE_TYPE)) == CloseReceived(close)
+    assert intake().take(topic, said(opening, OPENING_TYPE)) == OpeningReceived(opening)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["close", "opening"])
+def test_committee_work_is_the_aggregators_and_for_this_device(which: int) -> None:
+    body, kind = committee_work()[which], (CLOSE_TYPE, OPENING_TYPE)[which]
+    other_kind = (OPENING_TYPE, CLOSE_TYPE)[which]
+    sensor = body.model_copy(update={"task": "sensor"})
+    for topic, payload, reason in (
+        (TOPICS.committee("gw-01"), said(body, kind), "device"),
+        (TOPICS.committee("gw-00"), said(body, kind, sender="gw-01"), "sender"),
+        (TOPICS.committee("gw-00"), said(body, kind, signer="gw-01"), "signature"),
+        (TOPICS.committee("gw-00"), said(body, other_kind), "schema"),
+        (TOPICS.committee("gw-00"), said(body, VOTE_TYPE), "type"),
+        (TOPICS.committee("gw-00"), said(sensor, kind), "task"),
+        (TOPICS.committee("gw-00"), said(body, kind)[:-1], "encoding"),
+        (TOPICS.committee("gw-00"), b"", "encoding"),
+    ):
+        with pytest.raises(PeerError) as caught:
+            intake().take(topic, payload)
+        assert caught.value.reason == reason

@@ -6,15 +6,23 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from vedette_core.learning.network import build_network
+from vedette_core.learning.sketch import ScoreSketch
+from vedette_core.learning.spec import dense_spec
 from vedette_core.machine import Effect, Publish
 from vedette_core.runtime.jobs import Jobs
 from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics
 from vedette_core.runtime.storage import Database, StateStore
+from vedette_device.inference import NumpyBackend
 from vedette_device.pipeline import Pipeline
 from vedette_device.service import DeviceService
 from vedette_device.settings import BrokerSection, DeviceSettings, IdentitySection, ReplaySection, SensorSection
+from vedette_schemas import codec
+from vedette_schemas.alert import AlertModel
+from vedette_schemas.telemetry import DetectorReport
 
 ROWS = 400
 
@@ -38,9 +46,9 @@ class Announcing(DeviceService):
         self._participations = {"sensor": neighbour}  # type: ignore[dict-item]
 
 
-def made(folder: Path) -> Pipeline:
-    rows = [f"{1_700_000_000 + 30 * i},{i % 7},{i % 5}" for i in range(ROWS)]
-    (folder / "rows.csv").write_text("\n".join(["time_s,a,b", *rows]) + "\n")
+def made(folder: Path, rows: int = ROWS) -> Pipeline:
+    lines = [f"{1_700_000_000 + 30 * i},{i % 7},{i % 5}" for i in range(rows)]
+    (folder / "rows.csv").write_text("\n".join(["time_s,a,b", *lines, *["1800000000,x,1"] * 3]) + "\n")
     sensor = SensorSection(
         source="file",
         path=folder / "rows.csv",
@@ -89,6 +97,28 @@ def test_an_alert_that_is_said_again_after_a_restart_is_not_counted_again(
         assert pipeline.report().alerts_opened == 0
         pipeline._count_alerts([alert])
         assert pipeline.report().alerts_opened == 1
+
+    asyncio.run(scenario())
+
+
+def test_an_armed_detector_reports_its_sketch_and_its_drift(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        pipeline = made(tmp_path, rows=1200)
+        assert (pipeline.report().sketch, pipeline.report().drift) == (b"", None)
+        network = build_network(dense_spec(*pipeline.schema.input_shape))
+        backend = NumpyBackend(network, network.initial_weights(np.random.default_rng(1)))
+        pipeline.detector.install(backend, AlertModel(task="sensor", version=7, digest="a" * 16))
+        async with asyncio.timeout(30):
+            await pipeline.run(nothing)
+
+        report = pipeline.report()
+        assert report.windows > 1000
+        assert report.model_version == 7
+        assert ScoreSketch.from_bytes(report.sketch).total == 32
+        assert report.drift is not None
+        assert report.drift.windows == report.windows
+        assert report.drift.unreadable_share == pytest.approx(3 / 1203)
+        assert codec.unpack(DetectorReport, codec.pack(report)) == report
 
     asyncio.run(scenario())
 

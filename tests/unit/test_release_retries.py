@@ -42,6 +42,9 @@ class Releasing(AggregatorService):
     def _put_out(self, publication: Publication) -> None:
         pass
 
+    def _show_protection(self, task: str) -> None:
+        pass
+
     async def _handle(self, task: str, event: Event) -> None:
         self.heard.append(event)
 

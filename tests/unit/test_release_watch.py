@@ -6,6 +6,7 @@ import asyncio
 
 from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics
 from vedette_core.runtime.mqtt import MqttMessage
+from vedette_device.release_follower import ReleaseFollower
 from vedette_device.retained import RetainedReader
 from vedette_device.service import DeviceService
 from vedette_schemas.topics import Topics
@@ -44,7 +45,7 @@ class Watching(DeviceService):
 
     def __init__(self, broker: Broker) -> None:
         self._topics, self._metrics, self._link = TOPICS, Metrics(DEVICE_METRICS), broker  # type: ignore[assignment]
-        self._refresh_wanted = asyncio.Event()
+        self.follower = self._follower = ReleaseFollower(self._refresh, lambda: True)
         self._reader = RetainedReader(broker, asyncio.get_running_loop(), kept=(TIMESTAMP,))
         self.refreshes = 0
         self.done = asyncio.Event()
@@ -68,7 +69,7 @@ def test_reading_the_timestamp_is_no_reason_to_read_it_again_and_its_news_still_
     async def scenario() -> None:
         broker = Broker()
         watching = broker.service = Watching(broker)
-        job = asyncio.create_task(watching._follow_releases())
+        job = asyncio.create_task(watching.follower.run())
         await broker.subscribe(TIMESTAMP)
         await watching.done.wait()
         await quiet(watching)

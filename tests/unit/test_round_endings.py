@@ -6,29 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from round_parts import (
-    TASK,
-    Stage,
-    model_of,
-    opened,
-    outcome,
-    persisted,
-    plan_of,
-    rosters,
-    sealed,
-    settings,
-    stage_in,
-    upload,
-)
+from round_effects import notes, one, opened, outcome, persisted, rosters
+from round_fleet import SIX, masked_stage_in, recording
+from round_parts import GATEWAYS, TASK, Stage, devices_in, model_of, plan_of, sealed, settings, stage_in, upload
 
 from vedette_aggregator.round_events import ModelReplaced, PublishCandidate, Released
+from vedette_aggregator.round_machine import RoundMachine
 from vedette_aggregator.round_state import RoundState
-from vedette_core.machine import Connected, Count, Note, Persist, Tick
+from vedette_core.machine import Connected, Count, Persist, Tick
 from vedette_schemas.errors import ConfigError
 from vedette_schemas.round import Phase, plan_bytes
 
 S = RoundState
-GATEWAYS = ("gw-00", "gw-01", "gw-02")
 
 
 def test_a_full_group_closes_the_round_at_once_and_the_candidate_follows_the_commit() -> None:
@@ -37,9 +26,13 @@ def test_a_full_group_closes_the_round_at_once_and_the_candidate_follows_the_com
     stage.upload("gw-00")
     stage.upload("gw-01")
     effects = stage.upload("gw-02")
-    kinds = [type(e) for e in effects]
-    assert kinds.index(PublishCandidate) > max(i for i, k in enumerate(kinds) if k is Persist)
-    candidate = next(e for e in effects if isinstance(e, PublishCandidate)).candidate
+    handed = [type(e) for e in effects].index(PublishCandidate)
+    before = [e for e in effects[:handed] if isinstance(e, Persist)]
+    behind = [e for e in effects[handed:] if isinstance(e, Persist)]
+    assert before[-1].key == f"round/{TASK}/state"
+    assert all(e.value is None for e in behind if "/upload/" in e.key)
+    assert f"round/{TASK}/candidate" in [e.key for e in before]
+    candidate = one(effects, PublishCandidate).candidate
     assert candidate.contributors == GATEWAYS
     assert candidate.metrics["participants"] == 3
     assert (candidate.parent_version, candidate.parent_sha256) == (0, "a" * 64)
@@ -56,26 +49,23 @@ def test_too_few_uploads_are_tried_again_and_then_the_round_is_given_up() -> Non
     stage.to_collect()
     effects = stage.handle(Tick(), stage.rounds.collect_s)
     assert [(o.attempt, o.phase) for o in opened(effects)] == [(2, Phase.FAILED)]
-    assert any(isinstance(e, Note) and e.level == "error" and "expected a quorum of 2" in e.text for e in effects)
+    assert "failed: attempt 2: found 0 uploads, 0 in groups of 2 or more, expected a quorum of 2" in notes(effects)
     assert stage.machine.model.version == 0
     stage.handle(Tick(), stage.rounds.interval_s)
     assert (stage.machine.round, stage.machine.attempt) == (2, 1)
 
 
 def test_a_group_below_its_minimum_is_left_out_and_counts_for_nothing() -> None:
-    rounds = settings(12, quorum=3, group_size=3, survivors_min=3, checkins_max=12)
+    rounds = settings(8, quorum=3, group_size=4, survivors_min=3, groups=2)
     stage = Stage(rounds)
-    stage.to_collect([f"gw-{i:02}" for i in range(12)])
-    found = rosters(stage.effects)
-    assert len(found) > 1
-    whole, broken = found[0], found[1]
-    for member in whole.members:
-        stage.upload(member.device)
-    for member in broken.members[:2]:
-        stage.upload(member.device)
-    effects = stage.handle(Tick(), rounds.collect_s)
-    candidate = next(e for e in effects if isinstance(e, PublishCandidate)).candidate
-    assert candidate.contributors == tuple(m.device for m in whole.members)
+    whole, broken = devices_in([4, 4])
+    stage.to_collect([*whole, *broken])
+    assert len(rosters(stage.effects)) == 2
+    for device in (*whole, *broken[:2]):
+        stage.upload(device)
+    effects = stage.to_deadline()
+    candidate = one(effects, PublishCandidate).candidate
+    assert candidate.contributors == whole
     assert candidate.metrics["groups"] == 1
 
 
@@ -98,12 +88,13 @@ def test_a_changed_plan_takes_effect_with_the_release_that_carries_it() -> None:
     stage = Stage()
     stage.to_collect()
     _, old_plan = plan_bytes(stage.plan)
-    stage.plan = plan_of(replace(stage.rounds, learning_rate=0.1), version=2)
-    wanted, new_plan = plan_bytes(stage.plan)
+    stage.rounds = replace(stage.rounds, learning_rate=0.1)
+    stage.plan = plan_of(stage.rounds)
+    wanted, new_plan = plan_bytes(plan_of(stage.rounds, version=2))
     stage.restart()
     for device in GATEWAYS:
         effects = stage.upload(device)
-    handed = next(e for e in effects if isinstance(e, PublishCandidate))
+    handed = one(effects, PublishCandidate)
     assert (handed.candidate.plan, handed.plan) == (old_plan, wanted)
     stage.handle(stage.released(handed))
     assert opened(stage.handle(Tick(), stage.rounds.interval_s))[0].plan == new_plan
@@ -167,14 +158,16 @@ def test_a_clock_that_is_set_back_delays_by_one_window_at_most() -> None:
 # -- restart ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 @pytest.mark.parametrize("state", list(RoundState))
-def test_a_restart_goes_on_exactly(state: RoundState) -> None:
-    stage = stage_in(state)
+def test_a_restart_goes_on_exactly(state: RoundState, masked: bool) -> None:
+    stage = masked_stage_in(state) if masked else stage_in(state)
     said = opened(stage.effects)[-1]
     record, deadline = stage.machine._book.record, stage.machine.next_deadline()
     disk = dict(stage.disk)
     effects = stage.restart()
-    assert (stage.machine._book.record, stage.machine.next_deadline()) == (record, deadline) or state is S.CHECKIN
+    assert stage.machine._book.record == record
+    assert stage.machine.next_deadline() == deadline or state is S.CHECKIN or (masked and state is S.UNMASK)
     assert stage.machine.state is state
     assert opened(effects) == [said]
     assert stage.disk == disk
@@ -183,7 +176,7 @@ def test_a_restart_goes_on_exactly(state: RoundState) -> None:
 def test_after_a_crash_the_candidate_is_identical_to_the_last_bit() -> None:
     stage = Stage()
     first = stage.to_releasing()
-    again = next(e for e in stage.restart() if isinstance(e, PublishCandidate))
+    again = one(stage.restart(), PublishCandidate)
     assert again.candidate.digest() == first.candidate.digest()
     assert again.candidate.weights.tobytes() == first.candidate.weights.tobytes()
     assert again.plan == first.plan
@@ -192,35 +185,37 @@ def test_after_a_crash_the_candidate_is_identical_to_the_last_bit() -> None:
 def test_what_a_crash_left_over_is_cleared_away() -> None:
     stage = stage_in(S.CHECKIN)
     body = upload(rosters(stage_in(S.COLLECT).effects)[0], "gw-00")
-    stage.disk[f"round/{TASK}/upload/gw-00"] = sealed(body)
-    stage.disk[f"round/{TASK}/model/5"] = b"half a transition"
+    left_over = {
+        f"round/{TASK}/upload/gw-00": sealed(body),
+        f"round/{TASK}/model/5": b"half a transition",
+        f"round/{TASK}/candidate": b"half a transition",
+        f"round/{TASK}/vote/0/{SIX[0]}": recording().votes[SIX[0]].sealed,
+        f"round/{TASK}/shares/0/{SIX[0]}": recording().shares[SIX[0]].sealed,
+    }
+    before = dict(stage.disk)
+    stage.disk |= left_over
     stage.restart()
-    assert not [key for key in stage.disk if key.endswith(("/upload/gw-00", "/model/5"))]
+    assert stage.disk == before
 
 
-@pytest.mark.parametrize("key", ["state", "model/0", "device/gw-00"])
+@pytest.mark.parametrize("key", ["state", "model/0", "device/gw-00", "candidate", "memory"])
 def test_a_damaged_store_is_the_operators_to_mend(key: str) -> None:
-    stage = stage_in(S.COLLECT)
+    stage = stage_in(S.RELEASING if key in ("candidate", "memory") else S.COLLECT)
     stage.disk[f"round/{TASK}/{key}"] = b"\x93 not it"
     with pytest.raises(ConfigError, match="restore the state database"):
         stage.restart()
-    del stage.disk[f"round/{TASK}/model/0"]
-    with pytest.raises(ConfigError, match=r"(model/0: found nothing|restore the state database)"):
+
+
+@pytest.mark.parametrize(("state", "key"), [(S.COLLECT, "model/0"), (S.RELEASING, "candidate")])
+def test_a_store_with_a_hole_is_the_operators_to_mend(state: RoundState, key: str) -> None:
+    stage = stage_in(state)
+    del stage.disk[f"round/{TASK}/{key}"]
+    with pytest.raises(ConfigError, match=rf"{key}: found nothing.*; restore the state database"):
         stage.restart()
 
 
 def test_a_plan_for_another_model_is_refused() -> None:
     stage = Stage()
     stage.plan = stage.plan.model_copy(update={"dimension": 13})
-    stage_plan = Stage().plan
     with pytest.raises(ConfigError, match="found dimension 13 in the plan, expected 12"):
-        type(stage.machine)(
-            topics=None,  # type: ignore[arg-type]
-            aggregator="aggregator",
-            signer=None,  # type: ignore[arg-type]
-            settings=stage.rounds,
-            plan=stage.plan,
-            optimiser=None,  # type: ignore[arg-type]
-            model=model_of(stage_plan),
-            seed=bytes(32),
-        )
+        RoundMachine(stage.parts(), model_of(Stage().plan))

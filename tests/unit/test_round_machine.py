@@ -6,17 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from round_effects import notes, one, opened, outcome, persisted, receipts, rosters
+from round_fleet import SIX, masked_stage_in, recording
 from round_parts import (
+    GATEWAYS,
     NOW,
     TASK,
     Stage,
+    beacon,
     checkin,
-    opened,
-    outcome,
-    persisted,
-    receipts,
-    rosters,
+    plain_vector,
+    plan_of,
+    root_answer,
     sealed,
+    settings,
     stage_in,
     upload,
 )
@@ -28,38 +31,49 @@ from vedette_aggregator.round_events import (
     CheckInReceived,
     ModelReplaced,
     PublishCandidate,
+    Quarantined,
     Released,
     ReleaseFailed,
+    RootTrained,
+    SharesReceived,
     UploadReceived,
+    VoteReceived,
 )
 from vedette_aggregator.round_state import RoundState
-from vedette_core.machine import Connected, Count, Event, Note, Persist, Publish, Tick
-from vedette_schemas.round import Phase, plan_bytes
+from vedette_core.learning.round_vector import layout_of
+from vedette_core.machine import Connected, Count, Event, Persist, Publish, Tick
+from vedette_schemas.round import Phase, checkin_id, plan_bytes
 
 S = RoundState
-GATEWAYS = ("gw-00", "gw-01", "gw-02")
 
 
-def event_for(kind: type[Event], stage: Stage) -> Event:
+def event_for(kind: type[Event], stage: Stage, masked: bool) -> Event:
     """An event that holds as such: whether it is taken depends on the state alone."""
-    found = rosters(stage.effects)
     if kind is CheckInReceived:
         return CheckInReceived(checkin("gw-03", 77))
-    if kind is UploadReceived:
-        if not found:
-            stand_in = Stage()
-            stand_in.to_collect()
-            found = rosters(stand_in.effects)
-        # In COLLECT a first upload; in RELEASING and after, one that was not among the accepted.
-        body = upload(found[0], "gw-00" if stage.machine.state is S.COLLECT else "gw-03")
+    if kind is UploadReceived and masked:
+        if stage.machine.state in (S.COLLECT, S.CHECKIN):
+            return recording().uploads[SIX[0]]
+        known = masked_stage_in(S.COLLECT).roster_of(SIX[0])
+        body = upload(known, "gw-99", stage.running)  # one that was not among the accepted
         return UploadReceived(body, sealed(body))
-    if kind is Released:
-        return Released(stage.machine.model.version + 1, "b" * 64, plan_bytes(stage.plan)[1])
-    if kind is ReleaseFailed:
-        return ReleaseFailed("the gate said no")
-    if kind is ModelReplaced:
-        return ModelReplaced(replace(stage.machine.model, version=9, sha256="9" * 64))
-    return {Tick: Tick(), Connected: Connected()}[kind]
+    if kind is UploadReceived:
+        stand_in = Stage()
+        stand_in.to_collect()
+        body = upload(rosters(stand_in.effects)[0], "gw-00" if stage.machine.state is S.COLLECT else "gw-03")
+        return UploadReceived(body, sealed(body))
+    events: dict[type[Event], Event] = {
+        Tick: Tick(),
+        Connected: Connected(),
+        VoteReceived: recording().votes[SIX[0]],
+        SharesReceived: recording().shares[SIX[0]],
+        RootTrained: root_answer(stage, None),
+        Quarantined: Quarantined(frozenset({"gw-02"})),
+        Released: Released(stage.machine.model.version + 1, "b" * 64, plan_bytes(stage.plan)[1]),
+        ReleaseFailed: ReleaseFailed("the gate said no"),
+        ModelReplaced: ModelReplaced(replace(stage.machine.model, version=9, sha256="9" * 64)),
+    }
+    return events[kind]
 
 
 AFTER: dict[tuple[RoundState, type[Event]], RoundState] = {
@@ -67,6 +81,7 @@ AFTER: dict[tuple[RoundState, type[Event]], RoundState] = {
     (S.RELEASING, ReleaseFailed): S.INTERVAL,
     (S.CHECKIN, ModelReplaced): S.INTERVAL,
     (S.COLLECT, ModelReplaced): S.INTERVAL,
+    (S.UNMASK, ModelReplaced): S.INTERVAL,
     (S.RELEASING, ModelReplaced): S.INTERVAL,
 }
 """The state after an event where it is another one; deadlines apart, nothing else moves a round."""
@@ -76,19 +91,27 @@ def test_the_table_answers_every_event_in_every_state() -> None:
     assert set(TABLE) == {(state, kind) for state in RoundState for kind in KINDS}
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 @pytest.mark.parametrize("kind", list(KINDS), ids=list(KINDS.values()))
 @pytest.mark.parametrize("state", list(RoundState))
-def test_every_event_in_every_state(state: RoundState, kind: type[Event]) -> None:
-    stage = stage_in(state)
-    event = event_for(kind, stage)
+def test_every_event_in_every_state(state: RoundState, kind: type[Event], masked: bool) -> None:
+    stage = masked_stage_in(state) if masked else stage_in(state)
+    event = event_for(kind, stage, masked)
     before = dict(stage.disk)
     effects = stage.handle(event)
-    answer = TABLE[state, kind]
+    answer, after = TABLE[state, kind], AFTER.get((state, kind), state)
+    if state is S.UNMASK and not masked:
+        if kind in (VoteReceived, SharesReceived):
+            answer = Answer.REJECT  # no group is being opened: there are no masks
+        elif kind is RootTrained:
+            after = S.INTERVAL  # it could not be trained: the rule has nothing to compare with
     assert outcome(effects) == answer.value
-    assert stage.machine.state is AFTER.get((state, kind), state)
+    assert stage.machine.state is after
     if answer is not Answer.ACCEPT:
         assert stage.disk == before, "what is not accepted changes nothing"
-    if answer is Answer.DISCARD:
+    if answer is Answer.DISCARD and kind in (VoteReceived, SharesReceived):
+        assert [r.outcome for r in receipts(effects)] == ["accepted"], "so that its sender forgets it"
+    elif answer is Answer.DISCARD:
         assert [type(e) for e in effects] == [Count]
     if answer is Answer.REJECT:
         assert [r.outcome for r in receipts(effects)] == ["rejected"]
@@ -96,24 +119,23 @@ def test_every_event_in_every_state(state: RoundState, kind: type[Event]) -> Non
 
 @pytest.mark.parametrize(
     ("state", "after"),
-    [(S.INTERVAL, S.CHECKIN), (S.CHECKIN, S.COLLECT), (S.COLLECT, S.RELEASING)],
+    [(S.INTERVAL, S.CHECKIN), (S.CHECKIN, S.COLLECT), (S.COLLECT, S.RELEASING), (S.UNMASK, S.INTERVAL)],
 )
 def test_deadlines_move_the_round(state: RoundState, after: RoundState) -> None:
     stage = stage_in(state)
-    if state is S.CHECKIN:
-        for device in GATEWAYS:
-            stage.handle(CheckInReceived(checkin(device)))
-    if state is S.COLLECT:
+    if state == S.CHECKIN:
+        stage.check_in(GATEWAYS)
+    elif state is S.COLLECT:
         for device in GATEWAYS[:2]:
             stage.upload(device)
     deadline = stage.machine.next_deadline()
     assert deadline is not None
     stage.now = deadline - 0.001
     stage.handle(Tick())
-    assert stage.machine.state is state
+    assert stage.machine.state == state
     stage.now = deadline
     stage.handle(Tick())
-    assert stage.machine.state is after
+    assert stage.machine.state == after
 
 
 def test_an_unknown_event_is_a_fault_of_the_caller() -> None:
@@ -138,7 +160,7 @@ def test_the_window_begins_when_there_are_enough() -> None:
     assert opened(stage.effects)[-1].checkin_until_s == 0
     stage.handle(CheckInReceived(checkin("gw-00")))
     stage.handle(Tick(), 10_000.0)
-    assert stage.machine.state is S.CHECKIN
+    assert not rosters(stage.effects), "one device alone waits, however long"
     effects = stage.handle(CheckInReceived(checkin("gw-01")))
     assert opened(effects)[0].checkin_until_s == stage.now + stage.rounds.checkin_s
     stage.handle(Tick(), stage.rounds.checkin_s)
@@ -168,7 +190,7 @@ def test_a_late_checkin_counts_for_the_next_round() -> None:
     assert all(m.device != "gw-03" for r in rosters(stage.effects) for m in r.members)
     for device in GATEWAYS:
         effects = stage.upload(device)
-    stage.handle(stage.released(next(e for e in effects if isinstance(e, PublishCandidate))))
+    stage.handle(stage.released(one(effects, PublishCandidate)))
     stage.handle(Tick(), stage.rounds.interval_s)
     stage.handle(CheckInReceived(checkin("gw-00", 2)))
     stage.handle(Tick(), stage.rounds.checkin_s)
@@ -189,11 +211,12 @@ def test_an_older_checkin_never_replaces_a_newer_one() -> None:
         ({"id": "ci-network-1"}, "id: check-in of gw-00: found id 'ci-network-1'"),
         ({"feature_schema": "0" * 64}, "schema: check-in of gw-00: found feature schema 0000000000000000"),
         ({"examples_bucket": 5}, "examples: check-in of gw-00: found less than 64, expected 64"),
+        ({"epk": bytes(32), "id": checkin_id(TASK, bytes(32))}, "key: the other side's X25519 key: found 00"),
     ],
 )
 def test_a_checkin_that_does_not_fit_is_refused_with_the_difference(changes: dict[str, Any], reason: str) -> None:
     stage = stage_in(S.CHECKIN)
-    effects = stage.handle(CheckInReceived(checkin("gw-00", **changes)))
+    effects = stage.handle(CheckInReceived(checkin("gw-00").model_copy(update=changes)))
     item = receipts(effects)[0]
     assert (item.outcome, item.reason[: len(reason)]) == ("rejected", reason)
     assert outcome(effects) == "rejected"
@@ -216,7 +239,16 @@ def test_groups_are_written_then_said_rosters_first() -> None:
     roster, state = rosters(effects)[0], opened(effects)[0]
     assert (roster.model, roster.plan, roster.beacon) == (state.model, state.plan, state.beacon)
     assert roster.deadline_s == state.deadline_s == stage.now + stage.rounds.collect_s
-    assert state.groups == 1
+    assert (state.groups, state.beacon) == (1, beacon(1))
+    for member in roster.members:
+        own = checkin(member.device)
+        assert (member.epk, member.seq, member.certificate, member.offer) == (
+            own.epk,
+            own.seq,
+            own.certificate,
+            own.offer,
+        )
+        assert member.weight == 4, "256 examples, of which 64 make weight 1"
 
 
 def test_a_key_is_in_one_roster_only() -> None:
@@ -256,7 +288,7 @@ def test_other_bytes_under_a_known_id_do_not_replace_the_first() -> None:
     effects = stage.upload("gw-00", loss_after=0.5)
     assert [r.outcome for r in receipts(effects)] == ["accepted"]
     assert stage.disk == before
-    assert any(isinstance(e, Note) and "other bytes" in e.text for e in effects)
+    assert "other bytes" in notes(effects)
 
 
 @pytest.mark.parametrize("state", [S.RELEASING, S.INTERVAL, S.CHECKIN])
@@ -276,6 +308,18 @@ def test_an_accepted_upload_is_known_after_its_round(state: RoundState) -> None:
     assert [r.outcome for r in receipts(stage.handle(UploadReceived(body, sealed(body))))] == ["accepted"]
 
 
+def spoilt(place: int, value: int) -> bytes:
+    """A vector of the first device's that is one no longer."""
+    plan, stage = plan_of(settings(4, quorum=2)), stage_in(S.COLLECT)
+    vector = plain_vector(rosters(stage.effects)[0], "gw-00", plan)
+    vector[place] = value
+    return vector.tobytes()
+
+
+LAYOUT = layout_of(plan_of(settings(4, quorum=2)))
+WEIGHT, CLIPPED, NORM = (int(place) for place in LAYOUT.content()[:3])
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -284,13 +328,16 @@ def test_an_accepted_upload_is_known_after_its_round(state: RoundState) -> None:
         ({"gid": 1}, "group: "),
         ({"id": "up-network-1-1-gw-01"}, "id: "),
         ({"transcript": bytes(32)}, "transcript: "),
-        ({"levels": bytes(1023)}, "dimension: "),
-        ({"levels": bytes(2048)}, "dimension: "),
-        ({"weight": 3}, "weight: "),
-        ({"weight": 0}, "weight: "),
-        ({"num_examples": 63, "weight": 1}, "examples: "),
-        ({"loss_before": 1e12}, "loss: "),
-        ({"commitments": (b"x",)}, "protection: "),
+        ({"vector": bytes(1023)}, "dimension: "),
+        ({"vector": bytes(4096)}, "dimension: "),
+        ({"vector": spoilt(WEIGHT, 3)}, "weight: "),
+        ({"vector": spoilt(WEIGHT, 0)}, "weight: "),
+        ({"vector": spoilt(0, 4 * 255 + 1)}, "limit: "),
+        ({"vector": spoilt(LAYOUT.canaries()[0], 1)}, "canary: "),
+        ({"vector": spoilt(CLIPPED, 2)}, "statistics: "),
+        ({"vector": spoilt(NORM, 2)}, "statistics: "),
+        ({"boxes": (b"x",)}, "boxes: "),
+        ({"commitments": (bytes(16),)}, "commitments: "),
     ],
 )
 def test_an_upload_that_does_not_belong_is_rejected_with_the_reason(changes: dict[str, Any], reason: str) -> None:
@@ -301,6 +348,23 @@ def test_an_upload_that_does_not_belong_is_rejected_with_the_reason(changes: dic
     assert (item.outcome, item.reason[: len(reason)]) == ("rejected", reason)
     assert "found" in item.reason
     assert stage.disk == before
+    assert stage.machine.uploads == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"boxes": ()}, "boxes: "),
+        ({"boxes": (bytes(10),) * 6}, "boxes: "),
+        ({"commitments": ()}, "commitments: "),
+        ({"commitments": (bytes(16),) * 7}, "commitments: "),
+    ],
+)
+def test_of_a_masked_upload_the_shape_is_checked(changes: dict[str, Any], reason: str) -> None:
+    stage = masked_stage_in(S.COLLECT)
+    body = recording().uploads[SIX[0]].body.model_copy(update=changes)
+    item = receipts(stage.handle(UploadReceived(body, sealed(body))))[0]
+    assert (item.outcome, item.reason[: len(reason)]) == ("rejected", reason)
     assert stage.machine.uploads == 0
 
 

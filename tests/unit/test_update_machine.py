@@ -450,6 +450,23 @@ def test_no_variant_that_runs_here(available: set[Variant], backends: tuple[Back
         choose_variant(available, backends)
 
 
+def test_what_there_is_no_memory_for_is_passed_over() -> None:
+    available = {Variant.INT8, Variant.FLOAT32, Variant.FLOAT16, Variant.WEIGHTS}
+    chosen = choose_variant(available, ("litert", "numpy"), {Variant.INT8, Variant.FLOAT32})
+    assert chosen == Choice(Variant.FLOAT16, "litert")
+    with pytest.raises(RefusedError, match=r"found .*, too large here: int8, weights, expected one of"):
+        choose_variant({Variant.INT8, Variant.WEIGHTS}, ("litert", "numpy"), {Variant.INT8, Variant.WEIGHTS})
+
+
+@pytest.mark.parametrize(("bytes_max", "outcome"), [(0, "started"), (100, "started"), (99, "refused")])
+def test_a_device_takes_no_model_that_is_larger_than_its_memory(bytes_max: int, outcome: str) -> None:
+    machine = UpdateMachine("network", "gw-01", ["litert", "numpy"], SCHEMA, model_bytes_max=bytes_max)
+    machine.handle(BootedWith(SlotsView()), 0.0)
+    effects = machine.handle(ReleaseAnnounced(release(0)), 0.0)
+    assert outcomes(effects) == [outcome]
+    assert any(isinstance(e, Stage) for e in effects) is (outcome == "started")
+
+
 def test_a_release_that_nothing_here_can_run_is_refused() -> None:
     bench = Bench(backends=())
     bench.boot()

@@ -8,138 +8,23 @@ implementation of the protocol can be checked with the JSON files alone. The bad
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+import golden_round as group
+from golden_round import checkin, roster, upload
+from golden_site import AGGREGATOR, BEACON, CHAIN, DEVICE, DEVICES, HELPER, MODEL, PLAN, SITE, TestKeys, plan
 
-from vedette_schemas import alert, codec, envelope, features, model, telemetry, trust
+from vedette_schemas import alert, codec, envelope, features, model, secagg, telemetry, trust
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
-from vedette_schemas.errors import PeerError
-from vedette_schemas.topics import FlStep, Topics
+from vedette_schemas.topics import FlStep
+
+__all__ = ["DEVICE", "TestKeys", "checkin", "plan", "roster", "upload"]
 
 FOLDER: Final = Path(__file__).parent
-SITE: Final = Topics("plant-1")
-AGGREGATOR: Final = "aggregator"
-DEVICE: Final = "gw-01"
-
-MODEL: Final = hashlib.sha256(b"golden model").hexdigest()
-PLAN: Final = hashlib.sha256(b"golden plan").hexdigest()
-BEACON: Final = hashlib.sha256(b"golden beacon").digest()
-
-
-def private_key(identity: str) -> Ed25519PrivateKey:
-    """The test key of an identity, from a seed: never one that protects anything."""
-    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"vedette test key of {identity}".encode()).digest())
-
-
-class TestKeys:
-    """Signs and verifies for `aggregator` and the devices ``gw-01`` … ``gw-03``; knows nobody else."""
-
-    __test__ = False  # not a class of tests
-
-    def __init__(self, identity: str = AGGREGATOR) -> None:
-        self._own = private_key(identity)
-        self._public = {name: private_key(name).public_key() for name in (AGGREGATOR, "gw-01", "gw-02", "gw-03")}
-
-    def sign(self, data: bytes) -> bytes:
-        return self._own.sign(data)
-
-    def verify(self, sender: str, signature: bytes, data: bytes) -> None:
-        key: Ed25519PublicKey | None = self._public.get(sender)
-        if key is None:
-            raise PeerError(f"found sender {sender!r}, expected one whose key is known", reason="sender")
-        try:
-            key.verify(signature, data)
-        except InvalidSignature as fault:
-            raise PeerError(f"signature of {sender} does not hold", reason="signature") from fault
-
-
-def _epk(device: str) -> bytes:
-    return hashlib.sha256(f"golden epk of {device}".encode()).digest()
-
-
-def plan() -> rounds.Plan:
-    return rounds.Plan(
-        task="network",
-        version=1,
-        feature_schema=features.NETWORK_FLOWS.digest,
-        network=hashlib.sha256(b"golden network").hexdigest(),
-        dimension=8,
-        training=rounds.TrainingPlan(local_epochs=1, batch_size=32, learning_rate=0.01, examples_min=64),
-        update=rounds.UpdatePlan(clip_norm=1.0, weight_max=8, examples_reference=100),
-        groups=rounds.GroupPlan(group_size=32, survivors_min=5, quorum=5, checkins_max=64),
-    )
-
-
-def roster(**changes: Any) -> rounds.Roster:
-    fields: dict[str, Any] = {
-        "task": "network",
-        "round": 7,
-        "attempt": 1,
-        "gid": 0,
-        "model": MODEL,
-        "model_version": 6,
-        "plan": PLAN,
-        "beacon": BEACON,
-        "members": tuple(rounds.Member(device=d, epk=_epk(d)) for d in ("gw-01", "gw-02", "gw-03")),
-        "deadline_s": 1_800_000_600.0,
-    }
-    return rounds.Roster(**{**fields, **changes})
-
-
-def upload(**changes: Any) -> rounds.Upload:
-    fields: dict[str, Any] = {
-        "id": rounds.upload_id("network", 7, 1, DEVICE),
-        "task": "network",
-        "round": 7,
-        "attempt": 1,
-        "gid": 0,
-        "device": DEVICE,
-        "transcript": rounds.transcript_hash(roster()),
-        "levels": bytes(range(0, 256, 32)),
-        "weight": 3,
-        "num_examples": 312,
-        "clipped": True,
-        "loss_before": 0.75,
-        "loss_after": 0.5,
-        "ranges": (rounds.ActivationRange(tensor="conv1", low=-1.5, high=6.0),),
-    }
-    return rounds.Upload(**{**fields, **changes})
-
-
-def round_open() -> rounds.RoundOpen:
-    return rounds.RoundOpen(
-        task="network",
-        round=7,
-        attempt=1,
-        model=MODEL,
-        model_version=6,
-        plan=PLAN,
-        phase=rounds.Phase.COLLECT,
-        checkin_until_s=1_800_000_000.0,
-        deadline_s=1_800_000_600.0,
-        groups=1,
-        beacon=BEACON,
-    )
-
-
-def checkin() -> rounds.CheckIn:
-    return rounds.CheckIn(
-        id=rounds.checkin_id("network", _epk(DEVICE)),
-        task="network",
-        device=DEVICE,
-        certificate=b"DER of the signing certificate",
-        intermediate=b"DER of its issuer",
-        epk=_epk(DEVICE),
-        examples_bucket=8,
-        feature_schema=features.NETWORK_FLOWS.digest,
-        model_version=6,
-    )
 
 
 def an_alert(**changes: Any) -> alert.Alert:
@@ -195,6 +80,19 @@ def report() -> telemetry.Telemetry:
         alerts_opened=1,
         first_scored_s=1_799_990_000.0,
         last_scored_s=1_800_000_000.0,
+        model_version=6,
+        sketch=bytes.fromhex("018101e8070502"),
+        drift=telemetry.DriftReport(
+            windows=2048,
+            psi=0.0625,
+            ks=0.125,
+            ks_p=0.5,
+            changes=1,
+            unreadable_share=0.25,
+            missing_share=0.0,
+            constant=("dns_count",),
+            shifted=("bytes_in",),
+        ),
     )
     return telemetry.Telemetry(
         device=DEVICE,
@@ -275,6 +173,7 @@ class Good:
         return codec.pack_json(self.message) if self.encoding == "json" else codec.pack(self.message)
 
 
+@lru_cache(maxsize=1)
 def good() -> list[Good]:
     return [
         Good("alert", an_alert(), "json", SITE.alert(DEVICE)),
@@ -288,13 +187,43 @@ def good() -> list[Good]:
         Good("telemetry", report(), "msgpack", SITE.telemetry(DEVICE)),
         Good("receipt", receipt(), "sealed", SITE.receipt(DEVICE), telemetry.RECEIPT_TYPE, AGGREGATOR),
         Good("trust index", index(), "json", SITE.trust(trust.INDEX_FILE)),
+        Good("beacon anchor", CHAIN.anchor, "json"),
         Good("plan", plan(), "msgpack"),
         Good("release", release(), "json"),
-        Good("round open", round_open(), "sealed", SITE.round("network"), rounds.OPEN_TYPE, AGGREGATOR),
+        Good("round open", group.round_open(), "sealed", SITE.round("network"), rounds.OPEN_TYPE, AGGREGATOR),
+        Good(
+            "round open at check-in",
+            group.round_open(phase=rounds.Phase.CHECKIN, deadline_s=0.0, groups=0, beacon=b""),
+            "sealed",
+            SITE.round("network"),
+            rounds.OPEN_TYPE,
+            AGGREGATOR,
+        ),
         Good("roster", roster(), "sealed", SITE.group("network", 0), rounds.ROSTER_TYPE, AGGREGATOR),
-        Good("checkin", checkin(), "sealed", SITE.fl(DEVICE, "network", FlStep.CHECKIN), rounds.CHECKIN_TYPE, DEVICE),
-        Good("upload", upload(), "sealed", SITE.fl(DEVICE, "network", FlStep.UPLOAD), rounds.UPLOAD_TYPE, DEVICE),
+        Good(
+            "roster with a helper",
+            roster(committee=(group.member(HELPER, 0, "unmask"),)),
+            "sealed",
+            SITE.group("network", 0),
+            rounds.ROSTER_TYPE,
+            AGGREGATOR,
+        ),
+        _from(DEVICE, "checkin", checkin(), FlStep.CHECKIN, rounds.CHECKIN_TYPE),
+        _from(HELPER, "checkin of a helper", group.helper_checkin(), FlStep.CHECKIN, rounds.CHECKIN_TYPE),
+        *(_from(d, f"upload of {d}", upload(d), FlStep.UPLOAD, rounds.UPLOAD_TYPE) for d in group.SURVIVORS),
+        _from(DEVICE, "upload without masking", group.plain_upload(), FlStep.UPLOAD, rounds.UPLOAD_TYPE),
+        Good("close", group.close(), "sealed", SITE.committee(group.MEMBER), secagg.CLOSE_TYPE, AGGREGATOR),
+        _from(group.MEMBER, "vote", group.vote(), FlStep.VOTE, secagg.VOTE_TYPE),
+        _from(
+            group.MEMBER, "vote with a complaint", group.vote(complaints=(DEVICES[2],)), FlStep.VOTE, secagg.VOTE_TYPE
+        ),
+        Good("opening", group.opening(), "sealed", SITE.committee(group.MEMBER), secagg.OPENING_TYPE, AGGREGATOR),
+        _from(group.MEMBER, "shares", group.shares(), FlStep.SHARES, secagg.SHARES_TYPE),
     ]
+
+
+def _from(device: str, name: str, message: Message, step: FlStep, kind: str) -> Good:
+    return Good(name, message, "sealed", SITE.fl(device, "network", step), kind, device)
 
 
 def decode(message: type[Message], encoding: str, data: bytes, kind: str, sender: str | None) -> Message:
@@ -308,22 +237,15 @@ def decode(message: type[Message], encoding: str, data: bytes, kind: str, sender
 
 def digests() -> dict[str, Any]:
     """What two implementations must compute alike."""
-    inline = roster(committee=("gw-01", "gw-02", "gw-03"))
     return {
         "pre_authentication_encoding": envelope.pre_authentication_encoding("round.upload", DEVICE, b"\x00\x01").hex(),
-        "roster_hash": rounds.roster_hash(roster()).hex(),
-        "roster_hash_with_committee": rounds.roster_hash(inline).hex(),
-        "transcript_hash": rounds.transcript_hash(roster()).hex(),
-        "transcript_hash_attempt_2": rounds.transcript_hash(roster(attempt=2)).hex(),
         "group_of": {
             f"{device} of {groups}": rounds.group_of(BEACON, "network", device, groups)
-            for device in ("gw-01", "gw-02", "gw-03")
+            for device in DEVICES[:3]
             for groups in (1, 2, 7, 512)
         },
+        "beacon_chain": {str(epoch): CHAIN.value(epoch).hex() for epoch in (1, 2, 3, 4)},
         "network_flows_digest": features.NETWORK_FLOWS.digest,
         "sensor_schema_digest": features.sensor_schema(("level_m", "flow_m3_s")).digest,
-        "public_keys": {
-            name: private_key(name).public_key().public_bytes_raw().hex()
-            for name in (AGGREGATOR, "gw-01", "gw-02", "gw-03")
-        },
+        **group.digests(),
     }

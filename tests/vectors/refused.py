@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgpack
 from golden import DEVICE, Good, TestKeys, an_alert, checkin, plan, receipt, release, report, roster, upload
+from golden_round import close, opening, shares, vote
+from golden_site import AGGREGATOR
 
-from vedette_schemas import alert, codec, envelope, model, telemetry
+from vedette_schemas import alert, codec, envelope, model, secagg, telemetry
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.topics import WIRE_VERSION
@@ -63,10 +66,22 @@ def _json(old: bytes, new: bytes) -> bytes:
     return data.replace(old, new)
 
 
+def _first(message: Message, field: str, **changes: Any) -> bytes:
+    """The message with the first item of a list changed."""
+    first, *rest = _plain(message)[field]
+    return _with(message, **{field: ({**first, **changes}, *rest)})
+
+
+def _part(message: Message, part: str, **changes: Any) -> bytes:
+    """The message with fields of a part of it changed."""
+    return _with(message, **{part: {**_plain(message)[part], **changes}})
+
+
 def _nested(depth: int) -> bytes:
     return b"\x91" * depth + b"\x00"
 
 
+@lru_cache(maxsize=1)
 def bad() -> list[Bad]:
     sealed = Good("", upload(), "sealed", "", rounds.UPLOAD_TYPE, DEVICE).data()
     wrapped = msgpack.unpackb(sealed)
@@ -78,7 +93,7 @@ def bad() -> list[Bad]:
         change(fields)
         return _msgpack(fields)
 
-    def resealed(body: bytes, signer: str = DEVICE, sender: str = DEVICE) -> bytes:
+    def resealed(body: bytes, signer: str = DEVICE, sender: str = DEVICE, kind: str = kind) -> bytes:
         signature = TestKeys(signer).sign(envelope.pre_authentication_encoding(kind, sender, body))
         return _msgpack({"v": WIRE_VERSION, "type": kind, "sender": sender, "body": body, "sig": signature})
 
@@ -112,9 +127,9 @@ def bad() -> list[Bad]:
         Bad("no receipts", telemetry.Receipt, "msgpack", _with(receipt(), items=()), "schema", "items"),
         Bad("id in capitals", telemetry.Receipt, "msgpack", _with(receipt(), device="GW-01"), "schema", "device"),
         Bad("quorum above the selection", rounds.Plan, "msgpack",
-            _with(plan(), groups={**_plain(plan().groups), "quorum": 65}), "schema", "quorum 65 exceeds"),
+            _part(plan(), "groups", quorum=65), "schema", "quorum 65 exceeds"),
         Bad("more survivors than members", rounds.Plan, "msgpack",
-            _with(plan(), groups={**_plain(plan().groups), "survivors_min": 33}), "schema", "survivors_min 33"),
+            _part(plan(), "groups", survivors_min=9), "schema", "survivors_min 9 exceeds"),
         Bad("model too large", rounds.Plan, "msgpack",
             _with(plan(), dimension=rounds.DIMENSION_MAX + 1), "schema", "dimension"),
         # JSON.
@@ -151,24 +166,99 @@ def bad() -> list[Bad]:
         Bad("signed with another device's key", rounds.Upload, "sealed",
             resealed(wrapped["body"], "gw-02", DEVICE), "signature", DEVICE, kind, DEVICE),
         Bad("body changed after signing", rounds.Upload, "sealed",
-            rewrapped(lambda f: f.update(body=f["body"].replace(b"\x03", b"\x04"))), "signature", DEVICE, kind, DEVICE),
+            rewrapped(lambda f: f.update(body=f["body"][:-1] + bytes([f["body"][-1] ^ 1]))), "signature", DEVICE, kind,
+            DEVICE),
         Bad("signature of 63 bytes", rounds.Upload, "sealed",
             rewrapped(lambda f: f.update(sig=f["sig"][:-1])), "schema", "sig", kind, DEVICE),
         Bad("signature as text", rounds.Upload, "sealed",
             rewrapped(lambda f: f.update(sig="0" * 64)), "schema", "sig", kind, DEVICE),
         Bad("unknown field in the envelope", rounds.Upload, "sealed",
             rewrapped(lambda f: f.update(hint=1)), "schema", "hint", kind, DEVICE),
-        Bad("signed NaN", rounds.Upload, "sealed",
-            resealed(_with(upload(), loss_after=float("nan"))), "schema", "nan", kind, DEVICE),
+        Bad("signed NaN", rounds.Roster, "sealed",
+            resealed(_with(roster(), deadline_s=float("nan")), AGGREGATOR, AGGREGATOR, rounds.ROSTER_TYPE),
+            "schema", "nan", rounds.ROSTER_TYPE, AGGREGATOR),
         Bad("signed, with trailing bytes", rounds.Upload, "sealed",
             resealed(codec.pack(upload()) + b"\x00"), "encoding", "extra", kind, DEVICE),
-        Bad("signed, range upside down", rounds.Upload, "sealed",
-            resealed(_with(upload(), ranges=({"tensor": "conv1", "low": 1.0, "high": -1.0},))), "schema",
-            "low 1.0 exceeds high -1.0", kind, DEVICE),
-        Bad("signed, weight above the limit", rounds.Upload, "sealed",
-            resealed(_with(upload(), weight=256)), "schema", "weight", kind, DEVICE),
+        Bad("signed, box of 8,193 bytes", rounds.Upload, "sealed",
+            resealed(_with(upload(), boxes=(bytes(8193),))), "schema", "boxes", kind, DEVICE),
+        # Plans.
+        Bad("groups larger than rosters", rounds.Plan, "msgpack",
+            _part(plan(), "groups", members_max=7), "schema", "group_size 8 exceeds members_max 7"),
+        Bad("groups of 65", rounds.Plan, "msgpack",
+            _part(plan(), "groups", members_max=65), "schema", "members_max"),
+        Bad("a majority as committee", rounds.Plan, "msgpack",
+            _part(plan(), "groups", committee="majority"), "schema", "committee"),
+        Bad("plan without groups", rounds.Plan, "msgpack", _without(plan(), "groups"), "schema", "groups: Field"),
+        Bad("levels of 5 bits", rounds.Plan, "msgpack", _part(plan(), "update", bits=5), "schema", "bits"),
+        Bad("protection of another kind", rounds.Plan, "msgpack",
+            _part(plan(), "update", protection="hidden"), "schema", "protection"),
+        Bad("tensors out of order", rounds.Plan, "msgpack",
+            _part(plan(), "update", tensors=("input", "conv1")), "schema", "tensors are not sorted"),
+        Bad("noise of less than nothing", rounds.Plan, "msgpack",
+            _part(plan(), "update", noise_sigma=-1.0), "schema", "noise_sigma"),
+        Bad("a delta of one", rounds.Plan, "msgpack", _part(plan(), "privacy", delta=1.0), "schema", "delta"),
+        Bad("a period of no rounds", rounds.Plan, "msgpack",
+            _part(plan(), "privacy", period_rounds=0), "schema", "period_rounds"),
+        # Check-ins.
+        Bad("check-in without an offer", rounds.CheckIn, "msgpack", _without(checkin(), "offer"), "schema", "offer"),
+        Bad("offer of 63 bytes", rounds.CheckIn, "msgpack", _with(checkin(), offer=bytes(63)), "schema", "offer"),
+        Bad("key of 31 bytes", rounds.CheckIn, "msgpack", _with(checkin(), epk=bytes(31)), "schema", "epk"),
+        Bad("check-in number 0", rounds.CheckIn, "msgpack", _with(checkin(), seq=0), "schema", "seq"),
+        Bad("another role", rounds.CheckIn, "msgpack", _with(checkin(), role="lead"), "schema", "role"),
+        Bad("cohort in capitals", rounds.CheckIn, "msgpack", _with(checkin(), cohort="A"), "schema", "cohort"),
+        Bad("sketch of 33 bytes", rounds.CheckIn, "msgpack", _with(checkin(), sketch=bytes(33)), "schema", "sketch"),
+        Bad("no certificate", rounds.CheckIn, "msgpack", _with(checkin(), certificate=b""), "schema", "certificate"),
+        # Rosters.
+        Bad("weight of 256", rounds.Roster, "msgpack", _first(roster(), "members", weight=256), "schema", "weight"),
+        Bad("a member of id and key alone", rounds.Roster, "msgpack",
+            _with(roster(), members=({"device": DEVICE, "epk": bytes(32)},)), "schema", "offer: Field required"),
+        Bad("certificate of 2,049 bytes", rounds.Roster, "msgpack",
+            _first(roster(), "members", certificate=bytes(2049)), "schema", "certificate"),
+        Bad("roster of nobody", rounds.Roster, "msgpack", _with(roster(), members=()), "schema", "members"),
+        Bad("beacon of 31 bytes", rounds.Roster, "msgpack", _with(roster(), beacon=bytes(31)), "schema", "beacon"),
+        Bad("committee of names", rounds.Roster, "msgpack", _with(roster(), committee=(DEVICE,)), "schema",
+            "committee"),
+        Bad("a helper twice", rounds.Roster, "msgpack",
+            _with(roster(), committee=_plain(roster())["members"][:1] * 2), "schema", "committee are not sorted"),
         Bad("members out of order", rounds.Roster, "msgpack",
             _with(roster(), members=tuple(reversed(_plain(roster())["members"]))), "schema", "not sorted"),
         Bad("a member twice", rounds.Roster, "msgpack",
             _with(roster(), members=_plain(roster())["members"][:1] * 2), "schema", "not sorted by unique"),
+        # Uploads.
+        Bad("boxes for 65", rounds.Upload, "msgpack", _with(upload(), boxes=(b"box",) * 65), "schema", "boxes"),
+        Bad("commitment of 15 bytes", rounds.Upload, "msgpack",
+            _with(upload(), commitments=(bytes(15),)), "schema", "commitments"),
+        Bad("header of 63 bytes", rounds.Upload, "msgpack", _with(upload(), header=bytes(63)), "schema", "header"),
+        Bad("upload that says its weight", rounds.Upload, "msgpack", _with(upload(), weight=2), "schema",
+            "weight: Extra inputs"),
+        # The committee.
+        Bad("close without survivors", secagg.Close, "msgpack", _with(close(), survivors=()), "schema", "survivors"),
+        Bad("survivors out of order", secagg.Close, "msgpack",
+            _with(close(), survivors=tuple(reversed(_plain(close())["survivors"]))), "schema", "not sorted"),
+        Bad("a survivor twice", secagg.Close, "msgpack",
+            _with(close(), survivors=_plain(close())["survivors"][:1] * 2), "schema", "not sorted by unique"),
+        Bad("box longer than any share", secagg.Close, "msgpack",
+            _first(close(), "survivors", box=bytes(secagg.BOX_BYTES_MAX + 1)), "schema", "box"),
+        Bad("vote for a set of 31 bytes", secagg.Vote, "msgpack", _with(vote(), survivors=bytes(31)), "schema",
+            "survivors"),
+        Bad("vote of nobody", secagg.Vote, "msgpack", _with(vote(), member=""), "schema", "member"),
+        Bad("complaints of 65", secagg.Vote, "msgpack",
+            _with(vote(), complaints=tuple(f"gw-{i:02}" for i in range(65))), "schema", "complaints"),
+        Bad("opening without votes", secagg.Opening, "msgpack", _with(opening(), votes=()), "schema", "votes"),
+        Bad("votes of 65", secagg.Opening, "msgpack", _with(opening(), votes=(b"vote",) * 65), "schema", "votes"),
+        Bad("shares out of order", secagg.Shares, "msgpack",
+            _with(shares(), shares=tuple(reversed(_plain(shares())["shares"]))), "schema", "not sorted"),
+        Bad("a device's shares twice", secagg.Shares, "msgpack",
+            _with(shares(), shares=_plain(shares())["shares"][:1] * 2), "schema", "not sorted by unique"),
+        Bad("share of 17 bytes", secagg.Shares, "msgpack",
+            _first(shares(), "shares", own=bytes(17)), "schema", "own"),
+        Bad("a vote where shares are due", secagg.Shares, "sealed",
+            Good("", vote(), "sealed", "", secagg.VOTE_TYPE, "gw-02").data(), "type", "committee.vote",
+            secagg.SHARES_TYPE, "gw-02"),
+        Bad("another member's vote", secagg.Vote, "sealed",
+            Good("", vote(), "sealed", "", secagg.VOTE_TYPE, "gw-02").data(), "sender", "expected 'gw-03'",
+            secagg.VOTE_TYPE, "gw-03"),
+        Bad("close that a device wrote", secagg.Close, "sealed",
+            Good("", close(), "sealed", "", secagg.CLOSE_TYPE, DEVICE).data(), "sender", "expected 'aggregator'",
+            secagg.CLOSE_TYPE, AGGREGATOR),
     ]  # fmt: skip

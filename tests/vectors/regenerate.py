@@ -6,12 +6,14 @@ A change in the files is a change of the wire: it belongs under "Wire" in CHANGE
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import golden
 import refused
 
 
+@lru_cache(maxsize=1)
 def files() -> dict[str, Any]:
     """Name of a file beside this one → what belongs into it."""
     return {

@@ -6,10 +6,14 @@ import json
 from typing import Any
 
 import golden
+import golden_round
+import golden_site
+import numpy as np
 import pytest
 import regenerate
 
-from vedette_schemas import alert, model, telemetry, trust
+from vedette_core.secagg.aggregator import Unmasking, UploadEvidence
+from vedette_schemas import alert, codec, envelope, model, secagg, telemetry, trust
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.errors import PeerError
@@ -17,7 +21,7 @@ from vedette_schemas.topics import Role, Topics
 
 CLASSES: dict[str, type[Message]] = {
     c.__name__: c
-    for module in (alert, model, rounds, telemetry, trust)
+    for module in (alert, model, rounds, secagg, telemetry, trust)
     for c in vars(module).values()
     if isinstance(c, type) and issubclass(c, Message) and c is not Message
 }
@@ -44,7 +48,8 @@ def test_a_good_message_is_decoded(vector: dict[str, Any]) -> None:
     if vector["topic"]:
         site = Topics("plant-1")
         assert site.parse(vector["topic"]).kind
-        writer = (Role.DEVICE, "gw-01") if "/up/" in vector["topic"] else (Role.AGGREGATOR, "aggregator")
+        branch = site.parse(vector["topic"]).device or ""
+        writer = (Role.DEVICE, branch) if "/up/" in vector["topic"] else (Role.AGGREGATOR, "aggregator")
         assert site.may_publish(*writer, vector["topic"])
 
 
@@ -63,9 +68,40 @@ def test_a_bad_message_is_refused_with_its_reason(vector: dict[str, Any]) -> Non
 
 
 def test_every_message_that_travels_alone_has_a_vector() -> None:
-    inside = {"FeatureReason", "AlertModel", "ActiveModel", "DetectorReport", "ReceiptItem", "TrainingPlan",
-              "UpdatePlan", "GroupPlan", "Member", "ActivationRange", "EncryptedShare"}  # fmt: skip
+    inside = {"FeatureReason", "AlertModel", "ActiveModel", "DetectorReport", "DriftReport", "ReceiptItem",
+              "TrainingPlan", "UpdatePlan", "GroupPlan", "PrivacyPlan", "Member", "UploadHeader", "Survivor",
+              "DeviceShares"}  # fmt: skip
     assert {v["message"] for v in committed("messages.json")} == CLASSES.keys() - inside
+
+
+def test_the_vectors_of_a_group_belong_together() -> None:
+    """Offers and headers hold, and what the members release opens the sum that the vectors have."""
+    keys, roster, plan = golden_site.TestKeys(), golden_round.roster(), golden_site.plan()
+    for member in roster.members:
+        statement = rounds.offer_statement("network", member.device, member.seq, member.epk, "contribute")
+        keys.verify(
+            member.device,
+            member.offer,
+            envelope.pre_authentication_encoding(rounds.OFFER_TYPE, member.device, statement),
+        )
+    uploads = {device: golden_round.upload(device) for device in golden_round.SURVIVORS}
+    for device, upload in uploads.items():
+        encoded = codec.pack(rounds.header_of(upload))
+        keys.verify(device, upload.header, envelope.pre_authentication_encoding(rounds.HEADER_TYPE, device, encoded))
+    unmasking = Unmasking(roster, plan, {d: UploadEvidence.of(u) for d, u in uploads.items()})
+    assert unmasking.close_for(golden_round.MEMBER) == golden_round.close()
+    for device in golden_round.SURVIVORS:
+        vote = golden_round.vote(device)
+        unmasking.take_vote(vote, envelope.seal(vote, secagg.VOTE_TYPE, device, golden_site.TestKeys(device)))
+    assert unmasking.certified
+    assert unmasking.opening() == golden_round.opening()
+    for device in golden_round.SURVIVORS:
+        unmasking.take_shares(golden_round.shares(device))
+    assert unmasking.try_open()
+    total = np.sum([np.frombuffer(u.vector, "<u2") for u in uploads.values()], axis=0, dtype="<u2")
+    unmasking.unmask(total)
+    plain = [np.frombuffer(golden_round.vector(device), "<u2") for device in uploads]
+    assert total.tolist() == np.sum(plain, axis=0).tolist()
 
 
 def test_names_of_vectors_are_unique() -> None:

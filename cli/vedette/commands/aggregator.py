@@ -13,6 +13,12 @@ app = typer.Typer(help="Rounds and releases of a site.", no_args_is_help=True)
 @app.command()
 def run(
     config: Annotated[Path, typer.Option("--config", "-c", help="TOML file, see aggregator.example.toml.")],
+    insecure_plain_updates: Annotated[
+        bool,
+        typer.Option(
+            "--insecure-plain-updates", help="Run rounds without masking: every update can be read here. Loudly logged."
+        ),
+    ] = False,
 ) -> None:
     """Run federated rounds, publish signed releases, take alerts in, serve fleet metrics."""
     from vedette_aggregator.service import serve
@@ -22,4 +28,4 @@ def run(
 
     settings = load(AggregatorSettings, config)
     logs.configure(settings.log.level, settings.log.format)
-    serve(settings)
+    serve(settings, plain=insecure_plain_updates)

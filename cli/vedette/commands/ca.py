@@ -22,6 +22,7 @@ class RoleName(StrEnum):
     AGGREGATOR = "aggregator"
     ANALYTICS = "analytics"
     BROKER = "broker"
+    COMMITTEE = "committee"
 
 
 @app.command()
@@ -38,7 +39,9 @@ def init(
 
 @app.command()
 def issue(
-    holder: Annotated[str, typer.Argument(help="Id of the node; a role other than device has its own name as id.")],
+    holder: Annotated[
+        str, typer.Argument(help="Id of the node; aggregator, analytics and broker have their own name as id.")
+    ],
     directory: Directory = Path("ca"),
     role: Annotated[RoleName, typer.Option("--role", "-r", help="What the node is.")] = RoleName.DEVICE,
     host: Annotated[

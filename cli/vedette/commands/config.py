@@ -20,6 +20,7 @@ class Component(StrEnum):
     DEVICE = "device"
     AGGREGATOR = "aggregator"
     BROKER = "broker"
+    COMMITTEE = "committee"
 
 
 @app.command()
@@ -53,6 +54,10 @@ def _load(component: Component, file: Path) -> Settings:
             from vedette_aggregator.settings import AggregatorSettings
 
             return load(AggregatorSettings, file)
+        case Component.COMMITTEE:
+            from vedette_device.helper_settings import CommitteeSettings
+
+            return load(CommitteeSettings, file)
         case Component.BROKER:
             from vedette_broker.settings import BrokerSettings
 

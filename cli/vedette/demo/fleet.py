@@ -57,15 +57,22 @@ class Fleet:
         """
         self.start_program(name, sys.executable, "-m", "vedette.main", *arguments, ends=ends)
 
-    def start_program(self, name: str, *command: str, ends: bool = False) -> None:
-        """Start another program; see `start`."""
+    def start_program(self, name: str, *command: str, ends: bool = False, out: Path | None = None) -> None:
+        """Start another program; see `start`.
+
+        Args:
+            name: of its log file.
+            command: program and arguments.
+            ends: whether it ends by itself when its work is done.
+            out: file for its standard output, where that is data; else it goes to the log file.
+        """
         self.logs.mkdir(parents=True, exist_ok=True)
         path = self.logs / f"{name}.log"
-        with path.open("ab") as log:
+        with path.open("ab") as log, (out or path).open("ab") as output:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=log,
                 env={**os.environ, **LEAN},
                 start_new_session=True,
@@ -104,6 +111,12 @@ class Fleet:
     def finished(self) -> bool:
         """Whether every member that ends by itself has ended."""
         return all(member.process.poll() is not None for member in self._members if member.ends)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a member: hold it up, or let it go on."""
+        for member in self._members:
+            if member.name == name:
+                member.process.send_signal(number)
 
     def stop(self) -> None:
         """End every member, newest first: politely, then by force."""

@@ -43,8 +43,7 @@ def tasks(channels: tuple[str, ...], devices: int) -> list[dict[str, Any]]:
         "interval_s": 0.2,
         "rounds_max": ROUNDS,
         "quorum": quorum,
-        "survivors_min": quorum,
-        "group_size": 32,
+        "group_size": max(quorum, min(8, devices)),
         "clip_norm": 20.0,
     }
     return [

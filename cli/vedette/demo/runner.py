@@ -17,6 +17,7 @@ from vedette.demo import plan, recordings
 from vedette.demo.fleet import Fleet, free_port
 from vedette.demo.judge import Verdict, judge
 from vedette.demo.recordings import Recordings, Source
+from vedette.demo.stage import FLAG
 from vedette.demo.summary import summarise
 from vedette.observer import Observer
 from vedette.site import Site, create
@@ -38,12 +39,14 @@ class DemoOptions:
         pace: how fast they are replayed.
         keep: folder to keep certificates, settings, state and logs in; None uses a temporary one.
         timeout_s: after this the demo gives up.
+        plain: whether rounds run without masking.
     """
 
     data: Path
     pace: plan.Pace
     keep: Path | None
     timeout_s: float
+    plain: bool = False
 
 
 Watcher = Callable[[Observer], None]
@@ -78,9 +81,10 @@ async def run(
         fleet.start("broker", "broker", "run", "-c", str(site.broker_config))
         fleet.wait_for_port(port)
         observer = await stack.enter_async_context(Observer(site.analytics_bundle, "127.0.0.1", port, on_alert))
-        fleet.start("aggregator", "aggregator", "run", "-c", str(site.aggregator_config))
+        flags = (FLAG,) if options.plain else ()
+        fleet.start("aggregator", "aggregator", "run", "-c", str(site.aggregator_config), *flags)
         for device, config in site.device_configs.items():
-            fleet.start(device, "device", "run", "-c", str(config), ends=True)
+            fleet.start(device, "device", "run", "-c", str(config), *flags, ends=True)
         while not fleet.finished():
             fleet.check()
             if time.monotonic() - started > options.timeout_s:
@@ -99,6 +103,7 @@ async def run(
             tasks=("network", "sensor"),
             seconds=time.monotonic() - started,
             verified=all_signed(observer, site),
+            protection="none" if options.plain else "masked",
         )
     return figures, verdict
 

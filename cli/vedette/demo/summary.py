@@ -15,7 +15,14 @@ PROMISED_ROUNDS = 2
 
 
 def summarise(
-    observer: Observer, verdict: Verdict, *, devices: int, tasks: tuple[str, ...], seconds: float, verified: bool
+    observer: Observer,
+    verdict: Verdict,
+    *,
+    devices: int,
+    tasks: tuple[str, ...],
+    seconds: float,
+    verified: bool,
+    protection: str,
 ) -> dict[str, Any]:
     """The figures of one replay, all of them counted or measured in it."""
     reports = list(observer.reports.values())
@@ -36,6 +43,7 @@ def summarise(
         "false_alerts_per_device_day": round(verdict.false_alerts_per_device_day, 3),
         "benign_device_days": {source: round(days, 3) for source, days in verdict.benign_days.items()},
         "rounds_completed": len(observer.completed),
+        "protection": protection,
         "rounds_by_task": {task: sum(t == task for t, _ in observer.completed) for task in tasks},
         "releases_activated": len(observer.activated),
         "releases_verified": verified,

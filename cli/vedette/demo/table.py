@@ -23,6 +23,7 @@ STYLES: Final = {
 PHASES: Final = {
     Phase.CHECKIN: "collecting check-ins",
     Phase.COLLECT: "devices are training",
+    Phase.UNMASK: "sums are being opened",
     Phase.DONE: "released",
     Phase.FAILED: "failed",
 }
@@ -33,10 +34,11 @@ class LiveTable:
 
     Args:
         tasks: the tasks, in the order of the columns.
+        protection: what protects updates, in a word.
     """
 
-    def __init__(self, tasks: tuple[str, ...]) -> None:
-        self._tasks = tasks
+    def __init__(self, tasks: tuple[str, ...], protection: str) -> None:
+        self._tasks, self._protection = tasks, protection
         self._newest: deque[Alert] = deque(maxlen=ALERTS_SHOWN)
         self._opened: Counter[str] = Counter()
         self._open: dict[str, set[str]] = {}
@@ -62,7 +64,8 @@ class LiveTable:
             opened = observer.rounds.get(task)
             done = sum(t == task for t, _ in observer.completed)
             phase = "starting" if opened is None else f"round {opened.round}: {PHASES[opened.phase]}"
-            text.append(f"{task:8}", "bold").append(f" {phase}   ({done} released)\n")
+            groups = f", groups: {opened.groups}" if opened is not None and opened.groups else ""
+            text.append(f"{task:8}", "bold").append(f" {phase}   ({done} released, {self._protection}{groups})\n")
         return text
 
     def _devices(self, observer: Observer) -> Table:

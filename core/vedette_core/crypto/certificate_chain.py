@@ -194,6 +194,25 @@ def _check_authority(who: str, certificate: x509.Certificate, path_length: int) 
     _check_p256(who, certificate.public_key())
 
 
+_FIELD: Final = 2**255 - 19
+_SMALL_ORDER_Y: Final = frozenset(
+    {
+        0,
+        1,
+        _FIELD - 1,
+        0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+        _FIELD - 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+    }
+)
+"""y of the eight points whose order divides eight. Under such a key, one signature holds for many messages or all."""
+
+
+def _check_order(who: str, key: Ed25519PublicKey) -> None:
+    y = int.from_bytes(key.public_bytes_raw(), "little") % 2**255
+    if y >= _FIELD or y in _SMALL_ORDER_Y:
+        raise _odd(who, "an Ed25519 key of small order or not canonical", "one that a signer made", "certificate")
+
+
 def _check_p256(who: str, key: object) -> None:
     if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
         raise _odd(who, f"a {type(key).__name__}", "a P-256 key", "certificate")
@@ -213,6 +232,7 @@ def _check_leaf(leaf: x509.Certificate, purpose: Purpose, site: str | None) -> I
     if purpose is Purpose.SIGNING:
         if not isinstance(key, Ed25519PublicKey):
             raise _odd(who, f"a {type(key).__name__}", "an Ed25519 key", "certificate")
+        _check_order(who, key)
     else:
         _check_p256(who, key)
     holder, role, found_site = _check_names(who, leaf, extensions, purpose)

@@ -51,10 +51,13 @@ class CertificateRole(StrEnum):
     AGGREGATOR = "aggregator"
     ANALYTICS = "analytics"
     BROKER = "broker"
+    COMMITTEE = "committee"
 
 
-RESERVED_IDS: Final = frozenset(role.value for role in CertificateRole if role is not CertificateRole.DEVICE)
-"""Ids that mean a role: a device can never have one, and the role has no other id."""
+MANY: Final = frozenset({CertificateRole.DEVICE, CertificateRole.COMMITTEE})
+"""Roles that many nodes have, each under an id of its own; of the others there is one, and its id is the role."""
+RESERVED_IDS: Final = frozenset(role.value for role in CertificateRole if role not in MANY)
+"""Ids that mean a role: no other node can have one, and the role has no other id."""
 
 
 class Purpose(StrEnum):
@@ -94,14 +97,14 @@ class Identity:
 
     @property
     def access_role(self) -> Role:
-        """The role in the access table.
+        """The role in the access table; a committee helper speaks on a branch of its own, as a device does.
 
         Raises:
             PeerError: the broker is nobody's client.
         """
         if self.role is CertificateRole.BROKER:
             raise PeerError(f"{self.id}: found the broker's own certificate, expected a client's", reason="role")
-        return Role(self.role.value)
+        return Role.DEVICE if self.role is CertificateRole.COMMITTEE else Role(self.role.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +204,9 @@ def check_holder(holder: str, role: CertificateRole) -> None:
         PeerError: invalid id, a device with a reserved id, or another role without its own.
     """
     check_id(holder)
-    reserved = holder in RESERVED_IDS
-    if role is CertificateRole.DEVICE and reserved:
-        raise PeerError(f"id of a device: found {holder!r}, which is reserved for that role", reason="role")
-    if role is not CertificateRole.DEVICE and holder != role.value:
+    if role in MANY and holder in RESERVED_IDS:
+        raise PeerError(f"id of a {role}: found {holder!r}, which is reserved for that role", reason="role")
+    if role not in MANY and holder != role.value:
         raise PeerError(f"id of the {role}: found {holder!r}, expected {role.value!r}", reason="role")
 
 

@@ -66,6 +66,10 @@ class _Known:
     key: Ed25519PublicKey
 
 
+VERIFIED_MAX: Final = 4096
+"""Certificates of which a ring remembers that their chain held: a few rosters' worth, about 1 KB each."""
+
+
 class KeyRing:
     """The public keys of the senders of one site, each learnt from a verified certificate chain.
 
@@ -80,6 +84,16 @@ class KeyRing:
         self._site = site
         self._intermediates = tuple(intermediates)
         self._known: dict[str, _Known] = {}
+        self._verified: dict[bytes, Identity] = {}
+
+    def fork(self) -> KeyRing:
+        """An empty ring with the same anchors: for the members of one roster, whose keys are those that stand in it.
+
+        It shares what is known of certificates whose chain held, so that a roster costs no chain twice.
+        """
+        ring = KeyRing(self._root, self._site, self._intermediates)
+        ring._verified = self._verified
+        return ring
 
     def __len__(self) -> int:
         return len(self._known)
@@ -108,6 +122,24 @@ class KeyRing:
         Raises:
             PeerError: the chain does not hold, it is somebody else's, or the ring is full.
         """
+        identity = self._verify(certificate, intermediate, now)
+        if sender is not None and identity.id != sender:
+            raise PeerError(f"certificate: found that of {identity.id!r}, expected {sender!r}", reason="sender")
+        if role is not None and identity.role is not role:
+            raise PeerError(f"certificate of {identity.id}: found role {identity.role}, expected {role}", reason="role")
+        if identity.id not in self._known and len(self._known) >= SENDERS_MAX:
+            raise PeerError(f"{identity.id}: found a full ring of {SENDERS_MAX} senders", reason="limit")
+        assert isinstance(identity.public_key, Ed25519PublicKey)
+        known = self._known.get(identity.id)
+        if known is None or known.identity.not_after <= identity.not_after:
+            self._known[identity.id] = _Known(identity, identity.public_key)
+        return identity
+
+    def _verify(self, certificate: bytes, intermediate: bytes, now: float) -> Identity:
+        """Who a certificate's holder is, by a chain that holds now."""
+        known = self._verified.get(certificate)
+        if known is not None and known.not_after >= now:
+            return known
         if not certificate.lstrip().startswith(b"-----") and len(certificate) > CERTIFICATE_BYTES_MAX:
             raise PeerError(
                 f"certificate: found {len(certificate)} bytes, expected at most {CERTIFICATE_BYTES_MAX}",
@@ -120,16 +152,9 @@ class KeyRing:
         with damaged_is_refused("certificate"):
             issuers = {c.fingerprint(SHA256()): c for c in (*rest, *self._intermediates) if c.subject == leaf.issuer}
         identity = verify_chain(leaf, issuers.values(), self._root, now, purpose=Purpose.SIGNING, site=self._site)
-        if sender is not None and identity.id != sender:
-            raise PeerError(f"certificate: found that of {identity.id!r}, expected {sender!r}", reason="sender")
-        if role is not None and identity.role is not role:
-            raise PeerError(f"certificate of {identity.id}: found role {identity.role}, expected {role}", reason="role")
-        if identity.id not in self._known and len(self._known) >= SENDERS_MAX:
-            raise PeerError(f"{identity.id}: found a full ring of {SENDERS_MAX} senders", reason="limit")
-        assert isinstance(identity.public_key, Ed25519PublicKey)
-        known = self._known.get(identity.id)
-        if known is None or known.identity.not_after <= identity.not_after:
-            self._known[identity.id] = _Known(identity, identity.public_key)
+        while len(self._verified) >= VERIFIED_MAX:
+            self._verified.pop(next(iter(self._verified)))
+        self._verified[certificate] = identity
         return identity
 
     def identity(self, sender: str) -> Identity:

@@ -1,12 +1,12 @@
 """From an anomaly score to a p-value that keeps its promise, on one device and for one detector.
 
 The calibration is split-conformal: a score is ranked among scores of benign windows that the model was not trained
-on. Beyond the largest of them a generalised-Pareto tail says how much further out a score is, within bounds.
-Thresholds of other devices are never averaged in: scores of different devices are not on one scale.
+on. Beyond the largest of them a generalised-Pareto tail (`vedette_core.learning.tail`) says how much further out a
+score is, within bounds. With fewer than `RANKS_ENOUGH` of them the tail has a say among the largest ones as well: the
+larger of both p-values counts. Thresholds of other devices are never averaged in.
 
 Source: Vovk et al. 2005, *Algorithmic Learning in a Random World*, §4.2 (inductive conformal p-values); Bates et al.
-2023, arXiv 2104.08279 (use for outlier tests); Siffer et al. 2017, KDD, §3 (peaks over threshold); Hosking and
-Wallis 1987, Technometrics 29(3), eq. 2–4 (fit by probability-weighted moments).
+2023, arXiv 2104.08279 (use for outlier tests); Siffer et al. 2017, KDD, §3 (peaks over threshold).
 """
 
 from __future__ import annotations
@@ -20,23 +20,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from vedette_core.learning.tail import TAIL_SHARE, Float64, Tail, fit_tail
 from vedette_schemas.errors import PeerError
-
-Float64 = npt.NDArray[np.float64]
 
 SCORES_MIN: Final = 20
 """Fewest calibration scores: with fewer, no p-value could fall below 0.05 and the brake could not tell rare ones."""
 SCORES_MAX: Final = 65_536
 """Most calibration scores that are kept or accepted from storage: half a megabyte."""
-TAIL_SHARE: Final = 0.1
-"""Share of the calibration scores that the tail is fitted to. Five per cent are usual with thousands of scores; a
-gateway has hundreds, of which five per cent are too few to tell a shape."""
-TAIL_EXCEEDANCES_MIN: Final = 8
-"""Fewest exceedances that a tail is fitted to; with fewer there is none, and no p-value below 1 / (n + 1)."""
-TAIL_SHAPE_EXCEEDANCES_MIN: Final = 30
-"""Fewest exceedances for a law with a shape; with fewer it is exponential, whose one number ten of them can tell."""
-TAIL_SHAPE_MAX: Final = 0.5
-"""Heaviest tail that is believed. Above it the variance is infinite and so is that of the fit."""
+TAIL_RANKS: Final = 10
+"""Ranks below this are backed by the tail in a small calibration. Of 100 scores the largest one alone would decide at
+α = 1 %: in nine of ten samples of several laws the rate that it let through was 0.05 to 3 times α."""
+RANKS_ENOUGH: Final = 1000
+"""10 / α at α = 1 %: a calibration from here on is ranked without the tail, down to the largest score. With fewer the
+rate at 1 % was nearer to its promise with the tail for each of five laws (100 scores: root mean square error 0.77–0.96
+of α, against 0.88–1.04 without); with more, the tail turned 0.1 % into a fiftieth of it where scores have an upper
+end."""
 EXTRAPOLATION_MAX: Final = 100.0
 """How many times smaller than 1 / (n + 1) a p-value may get by the tail alone: two decades, no matter how far out the
 score is. A fit to a few dozen points cannot vouch for more."""
@@ -63,73 +61,17 @@ def z_score(p_value: float) -> float:
     return min(max(-_NORMAL.inv_cdf(p_value), Z_MIN), Z_MAX)
 
 
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """Generalised-Pareto law of how far scores pass a high level.
-
-    Attributes:
-        level: the score from which on it speaks.
-        share: part of the calibration scores above the level.
-        shape: ξ in [0, `TAIL_SHAPE_MAX`]; 0 is the exponential law. A fit with a finite end point is not believed:
-            it would call the first score beyond that point impossible.
-        scale: σ > 0, in the score's unit.
-    """
-
-    level: float
-    share: float
-    shape: float
-    scale: float
-
-    def exceedance(self, scores: Float64) -> Float64:
-        """Probability of a score at least this large, for scores ≥ `level`; ``(n,) float64``."""
-        beyond = np.maximum(scores - self.level, 0.0) / self.scale
-        if self.shape < 1e-9:
-            return np.asarray(self.share * np.exp(-beyond))
-        return np.asarray(self.share * (1.0 + self.shape * beyond) ** (-1.0 / self.shape))
-
-    def quantile(self, p_value: float) -> float:
-        """The score that is passed with probability `p_value` < `share`."""
-        ratio = self.share / p_value
-        if self.shape < 1e-9:
-            return float(self.level + self.scale * np.log(ratio))
-        return float(self.level + self.scale / self.shape * (ratio**self.shape - 1.0))
-
-
-def fit_tail(ordered: Float64) -> Tail | None:
-    """Fit the tail to the top `TAIL_SHARE` of benign scores by probability-weighted moments.
-
-    Args:
-        ordered: ``(n,)`` scores, ascending.
-
-    Returns:
-        The tail; None where there are fewer than `TAIL_EXCEEDANCES_MIN` exceedances, or all are equal.
-    """
-    count = int(len(ordered) * TAIL_SHARE)
-    if count < TAIL_EXCEEDANCES_MIN:
-        return None
-    level = float(ordered[-count - 1])
-    beyond = ordered[-count:] - level
-    mean = float(beyond.mean())
-    if mean <= 0.0 or beyond[-1] == beyond[0]:
-        return None
-    # Second weighted moment, E[x (1 − F(x))], with plotting positions (i + 0.65) / n.
-    weighted = float(np.mean(beyond * (1.0 - (np.arange(count) + 0.65) / count)))
-    shape = 2.0 - mean / (mean - 2.0 * weighted) if mean > 2.0 * weighted else TAIL_SHAPE_MAX
-    shape = min(max(shape, 0.0), TAIL_SHAPE_MAX) if count >= TAIL_SHAPE_EXCEEDANCES_MIN else 0.0
-    # With the shape bounded, the scale follows from the mean, which is σ / (1 − ξ).
-    return Tail(level, count / len(ordered), shape, mean * (1.0 - shape))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
     """Benign scores that later scores are ranked among.
 
     For exchangeable benign scores P(p ≤ t) ≤ t holds for every t ≥ 1 / (n + 1), whatever the scores' law. Below that
     the p-value rests on the fitted tail, is a model's word and not a guarantee, and is never smaller than `floor`.
+    Above it the tail can only make a p-value larger, which takes nothing from the promise.
 
     Attributes:
         ordered: ``(n,) float64`` benign scores, ascending, finite.
-        tail: law of the scores beyond the largest, where there are enough to fit one.
+        tail: law of the largest scores and beyond, where there are enough to fit one.
     """
 
     ordered: Float64
@@ -150,8 +92,13 @@ class Calibration:
         """The largest benign score."""
         return float(self.ordered[-1])
 
+    @property
+    def _backed(self) -> int:
+        """The last rank that the tail has a say in, and what it says at most; beyond all scores the rank is 1."""
+        return TAIL_RANKS if self.size < RANKS_ENOUGH else 1
+
     def p_values(self, scores: npt.ArrayLike) -> Float64:
-        """Conformal p-values (1 + #{benign ≥ score}) / (n + 1), continued by the tail beyond the largest benign score.
+        """Conformal p-values r / (n + 1), r = 1 + #{benign ≥ score}, and by the tail where they end.
 
         They fall with the score and lie in (0, 1]. The cost is one binary search a score.
 
@@ -170,9 +117,11 @@ class Calibration:
         at_least = self.size - np.searchsorted(self.ordered, values, side="left")
         p: Float64 = np.asarray((1.0 + at_least) / (self.size + 1.0), np.float64)
         if self.tail is not None:
-            beyond = at_least == 0
-            if beyond.any():
-                p[beyond] = np.clip(self.tail.exceedance(values[beyond]), self.floor, 1.0 / (self.size + 1))
+            few = at_least < self._backed
+            if few.any():
+                tail = np.clip(self.tail.exceedance(values[few]), self.floor, self._backed / (self.size + 1))
+                # Beyond all of them the rank has nothing more to say.
+                p[few] = np.where(at_least[few] == 0, tail, np.maximum(tail, p[few]))
         return p
 
     def threshold(self, alpha: float) -> float:
@@ -183,11 +132,12 @@ class Calibration:
         """
         alpha = max(alpha, self.floor)
         rank = int(alpha * (self.size + 1) * (1.0 + 1e-12))  # α = k / (n + 1) must not lose its k by rounding
-        if rank >= 1:
-            return float(self.ordered[-rank]) if rank <= self.size else float("-inf")
-        if self.tail is None:
-            return self.largest
-        return max(self.tail.quantile(alpha), self.largest)
+        if rank > self.size:
+            return float("-inf")
+        ranked = float(self.ordered[-rank]) if rank >= 1 else self.largest
+        if self.tail is None or rank >= self._backed:
+            return ranked
+        return max(self.tail.quantile(alpha), ranked)
 
 
 def calibrate(scores: npt.ArrayLike) -> Calibration:

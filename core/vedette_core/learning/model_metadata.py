@@ -1,7 +1,7 @@
 """What an artifact says of itself: a JSON document in the metadata buffer ``vedette`` of the flatbuffer.
 
-The reader walks the few flatbuffer tables that lead to it, with every offset checked, so that a gateway needs neither
-the flatbuffers package nor an interpreter to know what it holds. It verifies nothing: the digest does, and comes first.
+A walk of the few flatbuffer tables that lead to it, with every offset checked: a gateway needs neither the flatbuffers
+package nor an interpreter to know what it holds. It verifies nothing: the digest does, and comes first.
 
 Source: FlatBuffers binary format; field numbers of ``Model``, ``Metadata`` and ``Buffer``: TensorFlow Lite's schema.
 """
@@ -9,22 +9,19 @@ Source: FlatBuffers binary format; field numbers of ``Model``, ``Metadata`` and 
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass
 from typing import Final
 
 from pydantic import ValidationError
 
+from vedette_core.learning.flatbuffer_tables import FlatbufferTables, damaged
 from vedette_core.learning.spec import NetworkSpec
-from vedette_schemas.errors import PeerError
 from vedette_schemas.features import FeatureSchema
 
 METADATA_NAME: Final = "vedette"
 FORMAT: Final = 1
 METADATA_BYTES_MAX: Final = 64 * 1024
 """1,024 columns of 30 bytes, twice over."""
-VECTOR_LENGTH_MAX: Final = 4096
-"""Entries of a vector that the reader will walk: metadata and buffers of the deepest spec are below 100."""
 
 _MODEL_BUFFERS, _MODEL_METADATA = 4, 6
 _METADATA_NAME, _METADATA_BUFFER = 0, 1
@@ -72,18 +69,18 @@ class ModelMetadata:
         try:
             plain = json.loads(data)
         except (ValueError, RecursionError) as fault:
-            raise _refusal(f"metadata that are not JSON ({fault})", "one JSON object") from fault
+            raise damaged(f"metadata that are not JSON ({fault})", "one JSON object") from fault
         keys = {"format", "task", "variant", "network", "schema", "schema_digest"}
         if not isinstance(plain, dict) or set(plain) != keys:
-            raise _refusal("metadata with another set of fields", str(sorted(keys)))
+            raise damaged("metadata with another set of fields", str(sorted(keys)))
         if type(plain["format"]) is not int or plain["format"] != FORMAT:
-            raise _refusal(f"metadata format {plain['format']!r}", str(FORMAT))
+            raise damaged(f"metadata format {plain['format']!r}", str(FORMAT))
         if not all(isinstance(plain[k], str) for k in ("task", "variant", "schema_digest")):
-            raise _refusal("a task, variant or digest that is no string", "strings")
+            raise damaged("a task, variant or digest that is no string", "strings")
         spec = NetworkSpec.from_dict(plain["network"])
         schema = read_schema(json.dumps(plain["schema"]).encode())
         if schema.digest != plain["schema_digest"]:
-            raise _refusal(f"schema digest {plain['schema_digest'][:64]}", f"{schema.digest}, that of its schema")
+            raise damaged(f"schema digest {plain['schema_digest'][:64]}", f"{schema.digest}, that of its schema")
         check_schema(spec, schema)
         return cls(plain["task"], plain["variant"], spec, schema)
 
@@ -99,7 +96,7 @@ def read_schema(data: bytes) -> FeatureSchema:
     except ValidationError as fault:
         first = fault.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "schema"
-        raise _refusal(f"a feature schema with {where}: {first['msg']}", "a valid one") from fault
+        raise damaged(f"a feature schema with {where}: {first['msg']}", "a valid one") from fault
 
 
 def check_schema(spec: NetworkSpec, schema: FeatureSchema) -> None:
@@ -110,7 +107,7 @@ def check_schema(spec: NetworkSpec, schema: FeatureSchema) -> None:
     """
     shape = (schema.history, *spec.input_shape) if len(spec.input_shape) == 1 else spec.input_shape
     if shape != schema.input_shape or (len(spec.input_shape) == 1 and schema.history != 1):
-        raise _refusal(f"a network for {spec.input_shape}", f"one for the schema's {schema.input_shape}")
+        raise damaged(f"a network for {spec.input_shape}", f"one for the schema's {schema.input_shape}")
 
 
 def read_model_metadata(model: bytes) -> ModelMetadata:
@@ -123,73 +120,19 @@ def read_model_metadata(model: bytes) -> ModelMetadata:
         PeerError: no flatbuffer of a model, an offset out of bounds, no metadata of ours, or malformed ones.
     """
     if len(model) < 8 or model[4:8] != b"TFL3":
-        raise _refusal(f"{len(model)} bytes without the identifier TFL3", "a TensorFlow Lite flatbuffer")
-    reader = _Reader(model)
+        raise damaged(f"{len(model)} bytes without the identifier TFL3", "a TensorFlow Lite flatbuffer")
+    reader = FlatbufferTables(model)
     root = reader.offset(0)
-    entries = reader.vector(root, _MODEL_METADATA)
+    entries = reader.tables(root, _MODEL_METADATA)
     for entry in entries:
         if reader.bytes_field(entry, _METADATA_NAME) != METADATA_NAME.encode():
             continue
-        number = reader.uint32_field(entry, _METADATA_BUFFER)
-        buffers = reader.vector(root, _MODEL_BUFFERS)
+        number = reader.number(entry, _METADATA_BUFFER)
+        buffers = reader.tables(root, _MODEL_BUFFERS)
         if number >= len(buffers):
-            raise _refusal(f"metadata in buffer {number} of {len(buffers)}", "a buffer that exists")
+            raise damaged(f"metadata in buffer {number} of {len(buffers)}", "a buffer that exists")
         data = reader.bytes_field(buffers[number], _BUFFER_DATA)
         if len(data) > METADATA_BYTES_MAX:
-            raise _refusal(f"{len(data)} bytes of metadata", f"at most {METADATA_BYTES_MAX}")
+            raise damaged(f"{len(data)} bytes of metadata", f"at most {METADATA_BYTES_MAX}")
         return ModelMetadata.from_bytes(data)
-    raise _refusal(f"{len(entries)} metadata entries, none of them {METADATA_NAME!r}", "one of that name")
-
-
-class _Reader:
-    """Bounds-checked access to flatbuffer tables. Positions are absolute."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def offset(self, position: int) -> int:
-        """Follow the relative offset at `position`."""
-        return position + self._unpack("<I", position)
-
-    def vector(self, table: int, field: int) -> list[int]:
-        """Positions of the tables in a vector of tables; empty if the field is absent."""
-        place = self._field(table, field)
-        if place is None:
-            return []
-        start = self.offset(place)
-        length = self._unpack("<I", start)
-        if length > VECTOR_LENGTH_MAX:
-            raise _refusal(f"a vector of {length} entries", f"at most {VECTOR_LENGTH_MAX}")
-        return [self.offset(start + 4 + 4 * i) for i in range(length)]
-
-    def bytes_field(self, table: int, field: int) -> bytes:
-        """A string or byte vector; empty if the field is absent."""
-        place = self._field(table, field)
-        if place is None:
-            return b""
-        start = self.offset(place)
-        length = self._unpack("<I", start)
-        if start + 4 + length > len(self._data):
-            raise _refusal(f"{length} bytes at {start}", f"them to end before {len(self._data)}")
-        return self._data[start + 4 : start + 4 + length]
-
-    def uint32_field(self, table: int, field: int) -> int:
-        """An unsigned number; 0, the schema's default, if the field is absent."""
-        place = self._field(table, field)
-        return 0 if place is None else self._unpack("<I", place)
-
-    def _field(self, table: int, field: int) -> int | None:
-        vtable = table - self._unpack("<i", table)
-        if 4 + 2 * field >= self._unpack("<H", vtable):
-            return None
-        relative = self._unpack("<H", vtable + 4 + 2 * field)
-        return table + relative if relative else None
-
-    def _unpack(self, code: str, position: int) -> int:
-        if position < 0 or position + struct.calcsize(code) > len(self._data):
-            raise _refusal(f"an offset to {position}", f"0 to {len(self._data)}")
-        return int(struct.unpack_from(code, self._data, position)[0])
-
-
-def _refusal(found: str, expected: str) -> PeerError:
-    return PeerError(f"model: found {found}, expected {expected}", reason="schema")
+    raise damaged(f"{len(entries)} metadata entries, none of them {METADATA_NAME!r}", "one of that name")

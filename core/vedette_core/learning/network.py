@@ -10,7 +10,7 @@ import numpy as np
 
 from vedette_core.learning.layers import Cache, Dense, DepthwiseConv, Layer, PointwiseConv
 from vedette_core.learning.layout import Float32, FloatArray, WeightLayout
-from vedette_core.learning.spec import DENSE_AUTOENCODER, WEIGHTS_MAX, NetworkSpec
+from vedette_core.learning.spec import SEPARABLE_CNN, WEIGHTS_MAX, NetworkSpec
 from vedette_schemas.errors import PeerError
 
 INPUT = "input"
@@ -57,6 +57,11 @@ class Network:
         """Fresh float32 weights ``(layout.size,)`` from `rng`; the same seed gives the same weights."""
         tensors = [tensor for layer in self.layers for tensor in layer.initial(rng)]
         return self.layout.flatten(tensors).astype(np.float32)
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Sorted names of the input and of every layer's output, as in `activation_ranges`."""
+        return tuple(sorted((INPUT, *(layer.name for layer in self.layers))))
 
     def reconstruct(self, x: FloatArray, weights: FloatArray) -> FloatArray:
         """The reconstruction ``(n, *target_shape)`` of ``(n, *input_shape)``.
@@ -124,7 +129,7 @@ def build_network(spec: NetworkSpec) -> Network:
     Raises:
         PeerError: it would have more than `WEIGHTS_MAX` weights.
     """
-    layers = _dense_autoencoder(spec) if spec.kind == DENSE_AUTOENCODER else _separable_cnn(spec)
+    layers = _separable_cnn(spec) if spec.kind == SEPARABLE_CNN else _dense_autoencoder(spec)
     layout = WeightLayout(tuple(entry for layer in layers for entry in layer.weight_shapes))
     if layout.size > WEIGHTS_MAX:
         raise PeerError(f"network spec: found {layout.size} weights, expected at most {WEIGHTS_MAX}", reason="limit")

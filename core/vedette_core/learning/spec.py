@@ -13,6 +13,9 @@ from vedette_schemas.errors import PeerError
 
 SEPARABLE_CNN: Final = "separable_cnn"
 DENSE_AUTOENCODER: Final = "dense_autoencoder"
+COUNTS: Final = "counts"
+"""The dense graph, but of counts: whoever runs it scores each count by itself beside it (`CountEnsemble`)."""
+KINDS: Final = (SEPARABLE_CNN, DENSE_AUTOENCODER, COUNTS)
 ACTIVATIONS: Final = ("relu", "relu6")
 """What a convolution or a dense kernel fuses in every runtime, TensorFlow Lite Micro included."""
 
@@ -31,7 +34,7 @@ class NetworkSpec:
     """Shape of a network.
 
     Attributes:
-        kind: `SEPARABLE_CNN` or `DENSE_AUTOENCODER`.
+        kind: `SEPARABLE_CNN`, `DENSE_AUTOENCODER` or `COUNTS`, of which the last two have the same graph.
         input_shape: shape of one example: ``(windows, channels)``; the dense network also takes ``(columns,)``.
         hidden: for the CNN the channels after each separable convolution; for the dense network the widths from
             the input down to the bottleneck, mirrored by the decoder (its last layer is the input's width again).
@@ -54,8 +57,8 @@ class NetworkSpec:
     activation: str = "relu"
 
     def __post_init__(self) -> None:
-        if self.kind not in (SEPARABLE_CNN, DENSE_AUTOENCODER):
-            raise _refusal("kind", self.kind, f"{SEPARABLE_CNN!r} or {DENSE_AUTOENCODER!r}")
+        if self.kind not in KINDS:
+            raise _refusal("kind", self.kind, f"one of {', '.join(KINDS)}")
         if self.activation not in ACTIVATIONS:
             raise _refusal("activation", self.activation, f"one of {', '.join(ACTIVATIONS)}")
         ranks = (2,) if self.kind == SEPARABLE_CNN else (1, 2)
@@ -67,7 +70,7 @@ class NetworkSpec:
         if not min(1, windows) <= self.target_windows <= windows:
             raise _refusal("target_windows", self.target_windows, f"{min(1, windows)} to {windows}")
         cnn_only = (self.bottleneck, self.decoder, self.kernel)
-        if self.kind == DENSE_AUTOENCODER:
+        if self.kind != SEPARABLE_CNN:
             if any(cnn_only):
                 raise _refusal("bottleneck, decoder, kernel", cnn_only, "0 for a dense network")
             return
@@ -147,6 +150,21 @@ def dense_spec(*input_shape: int) -> NetworkSpec:
         input_shape=input_shape,
         hidden=(max(2, min(inputs // 4, DENSE_WEIGHTS_DEFAULT // (2 * inputs))),),
         target_windows=input_shape[0] if len(input_shape) == 2 else 0,
+    )
+
+
+def counts_spec(*input_shape: int) -> NetworkSpec:
+    """The behaviour detector's default for rows of ``(columns,)`` or ``(windows, columns)`` of scaled counts.
+
+    Half as wide as the columns, then a quarter, and back; of several windows it reconstructs the newest: a program
+    that starts, or a login that fails, is in one window and not in the ones before it.
+    """
+    columns = input_shape[-1]
+    return NetworkSpec(
+        kind=COUNTS,
+        input_shape=input_shape,
+        hidden=(max(2, columns // 2), max(1, columns // 4)),
+        target_windows=1 if len(input_shape) == 2 else 0,
     )
 
 

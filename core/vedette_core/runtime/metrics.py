@@ -21,6 +21,7 @@ LABEL_VALUES_MAX: Final = 64
 """Distinct label sets a metric; further ones are counted under ``other``, so that no peer can grow our memory."""
 
 SECONDS_BUCKETS: Final = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.02, 0.1, 1.0)
+PSI_BUCKETS: Final = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 DELAY_BUCKETS: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 BYTES_BUCKETS: Final = (20e6, 40e6, 60e6, 80e6, 100e6, 120e6, 150e6, 200e6, 400e6)
 
@@ -53,6 +54,7 @@ DEVICE_METRICS: Final = _table(
     Metric("counter", "alerts_suppressed", "Alerts that the rate limit held back", ("task",)),
     Metric("counter", "messages", "Messages taken in, by what became of them", ("kind", "outcome")),
     Metric("counter", "machine_events", "Events by the answer of the machine's table", ("task", "kind", "outcome")),
+    Metric("counter", "committee_events", "Committee work by its answer", ("task", "kind", "outcome")),
     Metric("counter", "rounds_joined", "Rounds in which this device's update was sent", ("task",)),
     Metric("counter", "updates", "Steps of applying releases", ("task", "outcome")),
     Metric("gauge", "release_version", "Release that is active", ("task",)),
@@ -79,7 +81,14 @@ AGGREGATOR_METRICS: Final = _table(
     Metric("gauge", "round_number", "Round that is under way", ("task",)),
     Metric("gauge", "round_phase", "1 for the phase that the round is in", ("task", "state")),
     Metric("counter", "rounds", "Rounds by how they ended", ("task", "outcome")),
+    Metric("gauge", "round_members", "Devices in the rosters of the last round", ("task",)),
     Metric("gauge", "round_participants", "Updates in the last aggregate", ("task",)),
+    Metric("counter", "groups_dropped", "Groups that did not count, by the reason", ("task", "outcome")),
+    Metric("gauge", "privacy_epsilon", "Epsilon of the most exposed device in the budget period", ("task",)),
+    Metric("gauge", "privacy_epsilon_max", "Epsilon that a device may spend in a budget period", ("task",)),
+    Metric("gauge", "suspicion_max", "Suspicion of the most suspicious device", ("task",)),
+    Metric("gauge", "suspects", "Devices that a person should look at", ("task",)),
+    Metric("gauge", "quarantined_devices", "Devices that a person keeps out of rounds"),
     Metric("gauge", "round_loss", "Weighted mean loss on participants' data, last round", ("task", "stage")),
     Metric("counter", "update_bytes", "Bytes of uploads taken in", ("task",)),
     Metric("gauge", "release_version", "Newest release", ("task",)),
@@ -88,6 +97,11 @@ AGGREGATOR_METRICS: Final = _table(
     Metric("counter", "fleet_windows_scored", "Windows scored by the fleet", ("task",)),
     Metric("histogram", "fleet_score_seconds", "Devices' median time to score a window", ("task",), SECONDS_BUCKETS),
     Metric("histogram", "fleet_resident_memory_bytes", "Devices' resident memory", (), BYTES_BUCKETS),
+    Metric("histogram", "fleet_drift_psi", "Devices' stability index of p-values", ("task",), PSI_BUCKETS),
+    Metric("counter", "fleet_drift_changes", "Changes of the mean p-value that devices found", ("task",)),
+    Metric("gauge", "drifting_devices", "Devices whose scores or schema have drifted", ("task", "kind")),
+    Metric("counter", "fleet_events", "Many devices of a kind fired together, and the end of it", ("task", "outcome")),
+    Metric("counter", "fleet_event_alerts", "Alerts opened while a fleet event of their kind was open", ("task",)),
     Metric("gauge", "fleet_spool_messages", "Messages that wait in the devices' spools"),
     Metric("counter", "fleet_cpu_seconds", "Processor time of the fleet's device nodes"),
     Metric("gauge", "trust_expiry_timestamp_seconds", "When the timestamp metadata expires"),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vedette_core.learning.hashing import signed_log1p
 from vedette_schemas.errors import ConfigError
 from vedette_schemas.features import FeatureSchema
 
-Transform = Literal["log1p", "linear"]
+Transform = Literal["log1p", "signed_log1p", "linear"]
 
 CLIP = 8.0
 """Scaled values end at ±8: far beyond anything benign, and near enough that one wild column cannot drown the others or
@@ -50,9 +51,11 @@ SCALERS_MAX = 4_096
 
 
 def transforms_for(schema: FeatureSchema) -> tuple[Transform, ...]:
-    """Transform of each column: logarithms for what is counted or measured from 0 on in traffic, none for shares,
-    entropies and sensor readings.
+    """Transform of each column: logarithms for what is counted or measured from 0 on in traffic, logarithms that keep
+    the sign for hashed counts, none for shares, entropies and sensor readings.
     """
+    if schema.use_case == "behaviour":
+        return tuple("signed_log1p" for _ in schema.columns)
     if schema.use_case == "sensor":
         return tuple("linear" for _ in schema.columns)
     return tuple("linear" if name.endswith(("_share", "_bits")) else "log1p" for name in schema.columns)
@@ -67,7 +70,7 @@ def _floors(
         if schema.use_case == "network":
             floors.append(FINE_FLOOR if name.endswith(("_share", "_s")) else COUNT_FLOOR)
         else:
-            floors.append(COUNT_FLOOR if transform == "log1p" else own)
+            floors.append(COUNT_FLOOR if transform != "linear" else own)
     return np.array(floors)
 
 
@@ -100,9 +103,10 @@ class RobustScaler:
             )
         if not (np.isfinite(self.centre).all() and np.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise ConfigError("scaler has a centre or scale that is not finite, or a scale that is not positive")
-        if not set(self.transforms) <= {"log1p", "linear"}:
-            raise ConfigError(f"scaler has transforms {sorted(set(self.transforms))}, expected log1p and linear")
-        self._log = np.array([transform == "log1p" for transform in self.transforms])
+        if not set(self.transforms) <= set(get_args(Transform)):
+            raise ConfigError(
+                f"scaler has transforms {sorted(set(self.transforms))}, expected some of {', '.join(get_args(Transform))}"
+            )
 
     @classmethod
     def fit(cls, schema: FeatureSchema, rows: ArrayLike, transforms: Sequence[Transform] | None = None) -> RobustScaler:
@@ -120,7 +124,7 @@ class RobustScaler:
         matrix = _checked(schema, rows)
         if len(matrix) < ROWS_MIN:
             raise ConfigError(f"{len(matrix)} rows to fit the scaling to, expected at least {ROWS_MIN}")
-        matrix = _transformed(matrix, np.array([transform == "log1p" for transform in chosen]))
+        matrix = _transformed(matrix, chosen)
         centre = np.median(matrix, axis=0)
         deviation = np.abs(matrix - centre)
         spread = MAD_TO_STD * np.median(deviation, axis=0)
@@ -140,13 +144,29 @@ class RobustScaler:
         Raises:
             ConfigError: another width, or a value that is not finite.
         """
-        matrix = _transformed(_checked(self.schema, rows), self._log)
-        return np.clip((matrix - self.centre) / self.scale, -CLIP, CLIP).astype(np.float32)
+        return np.clip((self.transform(rows) - self.centre) / self.scale, -CLIP, CLIP).astype(np.float32)
+
+    def transform(self, rows: ArrayLike) -> NDArray[np.float64]:
+        """Rows ``(…, d)`` after each column's transform, before they are centred, scaled and clipped.
+
+        Raises:
+            ConfigError: another width, or a value that is not finite.
+        """
+        return _transformed(_checked(self.schema, rows), self.transforms)
+
+    def transformed_of(self, scaled: ArrayLike) -> NDArray[np.float64]:
+        """What `transform` gave for scaled values ``(…, d)``; those that were clipped come back as the clip."""
+        return np.asarray(scaled, dtype=np.float64) * self.scale + self.centre
 
     def unscale(self, scaled: ArrayLike) -> NDArray[np.float64]:
         """Original units of scaled values (those that were clipped come back as the clip), for explanations."""
-        matrix = np.asarray(scaled, dtype=np.float64) * self.scale + self.centre
-        return np.where(self._log, np.expm1(np.where(self._log, matrix, 0.0)), matrix)
+        matrix = self.transformed_of(scaled)
+        is_linear = _columns(self.transforms, "linear")
+        powers = np.where(is_linear, 0.0, matrix)
+        counts = np.where(_columns(self.transforms, "signed_log1p"), np.sign(powers), 1.0) * np.expm1(
+            np.where(_columns(self.transforms, "signed_log1p"), np.abs(powers), powers)
+        )
+        return np.where(is_linear, matrix, counts)
 
     def to_dict(self) -> dict[str, Any]:
         """Encode as plain numbers and words."""
@@ -248,7 +268,15 @@ def _checked(schema: FeatureSchema, rows: ArrayLike) -> NDArray[np.float64]:
     return matrix
 
 
-def _transformed(matrix: NDArray[np.float64], log: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _columns(transforms: Sequence[Transform], wanted: Transform) -> NDArray[np.bool_]:
+    return np.array([transform == wanted for transform in transforms])
+
+
+def _transformed(matrix: NDArray[np.float64], transforms: Sequence[Transform]) -> NDArray[np.float64]:
+    signed = _columns(transforms, "signed_log1p")
+    if signed.any():
+        matrix = np.where(signed, signed_log1p(matrix), matrix)
+    log = _columns(transforms, "log1p")
     if not log.any():
         return matrix
     # A count is never negative; the guard keeps a damaged row from becoming NaN.

@@ -6,30 +6,55 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from .faults import Faults, inflict
-from .observer import ViolationError
+from .faults import SLOW_ONLY, Faults, inflict
+from .kinds import fleet_of, kind_of
 from .simulation import Fleet
+from .violation import ViolationError
+
+__all__ = ["COMMAND", "Run", "fleet_of", "main", "run"]
 
 COMMAND: Final = "python -m tests.simulation --seed"
-RECOVERY_S: Final = 4_000.0
+RECOVERY_S: Final = 5_000.0
 """Time after the last fault within which a round must be released.
 
-A round that the faults left behind may need all its attempts: 3 × (60 s check-in + 300 s collect), then the interval of
-120 s; a clock that was set back adds one window of each. The next round, on a quiet network, takes less than 400 s.
-Twice that, because a device that slept needs the next attempt to come back."""
+A round that the faults left behind may need all its attempts: 3 × (60 s check-in + 300 s collect + 120 s unmask), then
+the interval of 120 s; a clock that was set back adds one window of each. The next round, on a quiet network, takes less
+than 400 s. Twice that, because a device that slept needs the next attempt to come back."""
 ROUNDS_AFTER: Final = 2
+SEEDS_A_JOB: Final = 20
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a run: rounds that ended, that were released, crashes, and messages refused by their reason."""
+    """What came of a run.
+
+    Attributes:
+        seed: it repeats the run.
+        kind: of the fleet.
+        devices: how many.
+        faults: how bad it was.
+        ended: rounds that ended.
+        released: rounds that were released.
+        crashes: of processes.
+        steps: of the simulation.
+        refused: messages refused by intakes, by reason.
+        rejected: messages refused with a receipt, by reason.
+        told: lies, by kind.
+        certificates: survivor sets that enough members voted for.
+        openings: survivor sets whose sum was opened.
+        opened_again: of those, sums of a group that was opened in an earlier attempt of the same round, too.
+        late: updates that were given to a later round.
+        spent_up: whether the devices' budgets were used up before the end.
+    """
 
     seed: int
+    kind: str
     devices: int
     faults: Faults
     ended: int
@@ -37,11 +62,13 @@ class Run:
     crashes: int
     steps: int
     refused: Counter[str]
-
-
-def fleet_of(seed: int) -> Fleet:
-    """The fleet of a seed."""
-    return Fleet(seed, devices=Random(f"devices {seed}").randint(3, 7))
+    rejected: Counter[str]
+    told: Counter[str]
+    certificates: int
+    openings: int
+    opened_again: int
+    late: int
+    spent_up: bool
 
 
 def run(seed: int, fleet: Fleet | None = None) -> Run:
@@ -56,31 +83,60 @@ def run(seed: int, fleet: Fleet | None = None) -> Run:
     """
     random = Random(f"faults {seed}")
     fleet = fleet or fleet_of(seed)
-    faults = Faults.draw(random)
+    faults = SLOW_ONLY if fleet.lying_aggregator and seed % 2 else Faults.draw(random)
     quiet_from_s = inflict(fleet, faults, random)
     fleet.start()
     fleet.run(quiet_from_s)
     before, released = len(fleet.observer.ended), fleet.released
     fleet.scheduler.run(
         quiet_from_s + RECOVERY_S,
-        lambda: fleet.released > released and len(fleet.observer.ended) >= before + ROUNDS_AFTER,
+        lambda: (
+            (fleet.released > released and len(fleet.observer.ended) >= before + ROUNDS_AFTER)
+            or (fleet.lying_aggregator and fleet.released > released)
+        ),
     )
-    if fleet.released <= released or len(fleet.observer.ended) < before + ROUNDS_AFTER:
+    ended = len(fleet.observer.ended) - before
+    if not fleet.spent_up and (fleet.released <= released or ended < ROUNDS_AFTER) and not fleet.lying_aggregator:
         raise ViolationError(
-            f"found {len(fleet.observer.ended) - before} rounds ended and {fleet.released - released} released within "
+            f"found {ended} rounds ended and {fleet.released - released} released within "
             f"{RECOVERY_S:.0f} s after the last fault, expected {ROUNDS_AFTER} and 1"
         )
     fleet.run(fleet.scheduler.now + 100.0)
+    observer = fleet.observer
     return Run(
         seed,
+        kind_of(seed),
         fleet.devices,
         faults,
-        len(fleet.observer.ended),
+        len(observer.ended),
         fleet.released,
         sum(p.crashes for p in fleet.processes),
         fleet.scheduler.steps,
-        sum((g.refused for g in fleet.gateways.values()), fleet.aggregator.refused.copy()),
+        sum((g.refused for g in (*fleet.gateways.values(), *fleet.helping.values())), fleet.aggregator.refused.copy()),
+        Counter(reason.split(":")[0] for _, reason in observer.rejected),
+        fleet.told,
+        observer.adversary.certificates,
+        observer.adversary.openings,
+        observer.adversary.opened_again,
+        observer.late_updates,
+        fleet.spent_up,
     )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run in which something did not hold."""
+
+    seed: int
+    fault: str
+
+
+def attempt(seed: int) -> Run | Failure:
+    """A run, or how it failed."""
+    try:
+        return run(seed)
+    except Exception as fault:  # every failing seed is reported, whatever it failed with
+        return Failure(seed, f"{type(fault).__name__}: {fault}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,25 +144,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="Simulate fleets and check them.")
     parser.add_argument("--seeds", type=int, default=200, help="how many seeds to run, from --first on")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=1, help="how many processes run them")
     parser.add_argument("--seed", type=int, help="run only this seed, and print what happened")
     options = parser.parse_args(arguments)
     if options.seed is not None:
         return _one(options.seed)
-    failed = []
-    totals: Counter[str] = Counter()
     began = time.monotonic()
-    for seed in range(options.first, options.first + options.seeds):
-        try:
-            done = run(seed)
-        except Exception as fault:  # every failing seed is reported, whatever it failed with
-            failed.append(seed)
-            print(f"seed {seed}: {type(fault).__name__}: {fault}\n    repeat with: {COMMAND} {seed}", flush=True)
+    totals, failed = Totals(), 0
+    for done in _attempts(range(options.first, options.first + options.seeds), options.jobs):
+        if isinstance(done, Failure):
+            failed += 1
+            print(f"seed {done.seed}: {done.fault}\n    repeat with: {COMMAND} {done.seed}", flush=True)
         else:
-            totals.update(runs=1, rounds=done.ended, released=done.released, crashes=done.crashes, steps=done.steps)
-            totals.update({f"refused for {reason}": count for reason, count in done.refused.items()})
-    took = time.monotonic() - began
-    print(", ".join(f"{count} {name}" for name, count in totals.items()) + f", {took:.0f} s, {len(failed)} failed")
+            totals.add(done)
+    totals.print()
+    print(f"{options.seeds} seeds, {time.monotonic() - began:.0f} s, {failed} violations")
     return 1 if failed else 0
+
+
+def _attempts(seeds: Sequence[int], jobs: int) -> Iterator[Run | Failure]:
+    if jobs == 1:
+        yield from map(attempt, seeds)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(attempt, seeds, chunksize=SEEDS_A_JOB)
+
+
+class Totals:
+    """What many runs came to."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[str]] = {}
+
+    def add(self, done: Run) -> None:
+        """Count a run."""
+        self._count("runs", ["all", *(["budget used up"] if done.spent_up else [])])
+        self._count("fleets", [done.kind])
+        self._count("runs with faults", done.faults.kinds)
+        self._counts.setdefault("totals", Counter()).update(
+            {
+                "rounds": done.ended,
+                "released": done.released,
+                "crashes": done.crashes,
+                "certificates": done.certificates,
+                "sums opened": done.openings,
+                "opened again in another attempt": done.opened_again,
+                "late updates": done.late,
+                "steps": done.steps,
+            }
+        )
+        self._counts.setdefault("lies", Counter()).update(done.told)
+        self._counts.setdefault("refused unread", Counter()).update(done.refused)
+        self._counts.setdefault("rejected with a receipt", Counter()).update(done.rejected)
+
+    def _count(self, what: str, names: Iterable[str]) -> None:
+        self._counts.setdefault(what, Counter()).update(names)
+
+    def print(self) -> None:
+        """A line a kind of thing."""
+        for what, counts in self._counts.items():
+            print(f"{what}: " + ", ".join(f"{count} {name}" for name, count in counts.most_common()))
 
 
 def _one(seed: int) -> int:

@@ -1,165 +1,134 @@
-"""A device: the real participant machine and intake, an outbox with the product's rule, and a training step."""
+"""A device: the real participant machine, and a training step whose result is masked as the product masks it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from random import Random
 from typing import Any, Final
 
 import msgpack
 import numpy as np
 
-from vedette_core.machine import Connected, Effect, Publish
-from vedette_device.intake import Intake
-from vedette_device.participant_events import (
-    ExamplesAvailable,
-    KeyPair,
-    ReceiptReceived,
-    ReleaseVerified,
-    Train,
-    TrainingFailed,
-    TrainingFinished,
-)
-from vedette_device.participant_machine import DeviceIdentity, ParticipantMachine
-from vedette_schemas.errors import PeerError
-from vedette_schemas.round import read_plan
-from vedette_schemas.topics import Role
+from vedette_core.learning.local_training import TrainingResult
+from vedette_core.learning.round_vector import make_vector
+from vedette_core.learning.staleness import BufferedDelta, discounted, usable
+from vedette_core.machine import Effect
+from vedette_device.participant_events import ExamplesAvailable, Train, TrainingFailed, TrainingFinished
+from vedette_device.participant_machine import ParticipantMachine
+from vedette_device.training import Contribution, contribute
 
-from .aggregator_process import digest, model_digest
+from .gateway_process import GatewayProcess
 from .problem import TASK, Local
-from .process import Process
-from .site import AGGREGATOR, key_pair
 
-RESEND_S: Final = 20.0
-REFRESH_S: Final = 60.0
 TRAINING_S: Final = 10.0
-_OUTBOX: Final = "outbox/"
+_LATE: Final = f"late/{TASK}"
 
 
-class DeviceProcess(Process):
+class DeviceProcess(GatewayProcess):
     """A device node.
 
     Attributes:
         local: its data.
-        feature_schema: digest of the feature schema that it computes.
         training_s: how long it trains.
+        failing: chance that a training fails.
+        plain_allowed: whether an update may leave that the aggregator can read.
     """
 
-    def __init__(self, name: str, *parts: Any, local: Local, feature_schema: str, seed: int) -> None:
-        super().__init__(name, Role.DEVICE, *parts, keeps_session=False)
+    def __init__(self, *parts: Any, local: Local, plain_allowed: bool = False, **more: Any) -> None:
+        super().__init__(*parts, **more)
         self.local = local
-        self.feature_schema = feature_schema
         self.training_s = TRAINING_S
-        self.refused: Counter[str] = Counter()
-        self._random = Random(seed)
-        self._rounding = np.random.default_rng(seed)
+        self.failing = 0.0
+        self.plain_allowed = plain_allowed
         self.machine: ParticipantMachine
-        self.intake: Intake
 
-    def start(self) -> None:
-        me = self.site.node(self.name)
-        ring = self.site.ring()
-        ring.learn(self.site.node(AGGREGATOR).certificate, self.now() - self.clock_offset_s, sender=AGGREGATOR)
-        self.intake = Intake(self.topics, self.name, AGGREGATOR, [TASK], ring)
+    def make_machine(self, persisted: dict[str, bytes]) -> list[Effect]:
         self.machine, effects = ParticipantMachine.restore(
-            self.disk.below(f"participant/{TASK}/"),
+            persisted,
             topics=self.topics,
             task=TASK,
-            identity=DeviceIdentity(self.name, me.certificate, self.site.intermediate, me.signer, self.feature_schema),
-            new_key=self._new_key,
+            identity=self.identity,
+            new_key=self.new_key,
+            peers=self.site.ring(),
+            plain_allowed=self.plain_allowed,
         )
-        self.observer.restored(self.name, effects)
-        self.carry_out(effects)
+        return effects
+
+    def started(self) -> None:
         self.handle(ExamplesAvailable(self.local.examples))
-        if "release" in self.disk.data:
-            self._verified()
-        self._resend()
-        self.later(REFRESH_S, self._refresh)
-
-    def connected(self) -> None:
-        self.link.subscribe(self.topics.receipt(self.name), 0)
-        self.link.subscribe(self.topics.rollout(TASK), 0)
-        self.handle(Connected())
-        self._flush()
-
-    def take(self, topic: str, payload: bytes) -> None:
-        if topic == self.topics.rollout(TASK):
-            self._stage(payload)
-            return
-        try:
-            event = self.intake.take(topic, payload)
-        except PeerError as fault:
-            self.refused[fault.reason] += 1
-            return
-        if isinstance(event, ReceiptReceived):
-            for item in event.body.items:
-                self.observer.receipt_arrived(self.name, item)
-                if _OUTBOX + item.id in self.disk.data:
-                    self.disk.put(_OUTBOX + item.id, None)
-        self.handle(event)
 
     def special(self, effect: Effect) -> None:
         assert isinstance(effect, Train)
-        self.later(self.training_s, lambda: self._train(effect))
+        result = self._late_result(effect)
+        if result is None:
+            release = msgpack.unpackb(self.disk.data["release"])
+            assert release["version"] == effect.model_version, "it trains on the release that it verified"
+            result = self.local.train(np.frombuffer(release["weights"], "<f4"), effect.plan)
+        self.later(self.training_s, lambda: self._trained(effect, result))
 
-    def send(self, publish: Publish) -> None:
-        assert publish.receipt_id is not None, "whatever a device says in a round waits for its receipt"
-        key = _OUTBOX + publish.receipt_id
-        if key not in self.disk.data:
-            self.disk.put(key, msgpack.packb([publish.topic, publish.payload]))
-        super().send(publish)
-
-    @property
-    def outbox(self) -> list[str]:
-        """Ids that wait for their receipt."""
-        return sorted(key.removeprefix(_OUTBOX) for key in self.disk.below(_OUTBOX))
-
-    def _resend(self) -> None:
-        self._flush()
-        self.later(RESEND_S, self._resend)
-
-    def _refresh(self) -> None:
-        # As the product's trust client does, which asks for newer metadata now and then.
-        self.link.subscribe(self.topics.rollout(TASK), 0)
-        self.later(REFRESH_S, self._refresh)
-
-    def _flush(self) -> None:
-        for topic, payload in (msgpack.unpackb(value) for value in self.disk.below(_OUTBOX).values()):
-            self.observer.resent(self.name, topic, payload)
-            self.link.publish(topic, payload, 1, False)
-
-    def _stage(self, payload: bytes) -> None:
-        # The signed repository is not part of this simulation: here a checksum keeps flipped bits out.
-        try:
-            release = msgpack.unpackb(payload)
-            version, weights, plan = release["version"], release["weights"], read_plan(release["plan"])
-        except (ValueError, KeyError, TypeError, PeerError, msgpack.UnpackException):
-            return
-        if not self.observer.is_release(version, weights, release["plan"]) or plan.task != TASK:
-            return
-        stored = self.disk.data.get("release")
-        if stored is None or msgpack.unpackb(stored)["version"] < version:
-            self.disk.put("release", payload)
-            self._verified()
-
-    def _verified(self) -> None:
-        release = msgpack.unpackb(self.disk.data["release"])
-        plan = read_plan(release["plan"])
-        self.handle(
-            ReleaseVerified(release["version"], model_digest(release["weights"]), digest(release["plan"]), plan)
+    def contribution(self, effect: Train, result: TrainingResult) -> Contribution:
+        """What leaves this device; the observer is told what is under the masks."""
+        plan, roster = effect.plan, effect.roster
+        seed = self.random.randrange(2**63)
+        plain, _ = make_vector(
+            plan,
+            roster,
+            self.name,
+            result.delta,
+            loss_before=result.loss_before,
+            loss_after=result.loss_after,
+            ranges=dict(result.activation_ranges),
+            rng=np.random.default_rng(seed),
+        )
+        self.observer.trained(self.name, effect, result.delta, plain)
+        return contribute(
+            plan,
+            roster,
+            self.name,
+            effect.key,
+            result,
+            rng=np.random.default_rng(seed),
+            entropy=self.random.randbytes,
         )
 
-    def _train(self, effect: Train) -> None:
-        release = msgpack.unpackb(self.disk.data["release"])
-        if release["version"] != effect.model_version:
-            self.handle(TrainingFailed(effect.round, effect.attempt, "the model has been replaced"))
+    def _trained(self, effect: Train, result: TrainingResult) -> None:
+        if self.random.random() < self.failing:
+            self.handle(TrainingFailed(effect.round, effect.attempt, "the weights are not finite"))
             return
-        weights = np.frombuffer(release["weights"], "<f4")
-        self.observer.trained(self.name, effect, self.local.delta(weights, effect.plan))
-        made = self.local.contribute(weights, effect.plan, effect.seed, self._rounding)
-        self.handle(TrainingFinished(effect.round, effect.attempt, made))
+        made = self.contribution(effect, result)
+        self.handle(TrainingFinished(effect.round, effect.attempt, effect.plan, made))
+        if self.machine.used != (effect.round, effect.attempt) and effect.plan.training.staleness_max:
+            self._keep_late(effect, result)
 
-    def _new_key(self) -> KeyPair:
-        pair = key_pair(self._random.randbytes(32))
-        self.observer.key_made(self.name, pair)
-        return pair
+    # As in `vedette_device.participation`, which does it with files and threads.
+
+    def _keep_late(self, effect: Train, result: TrainingResult) -> None:
+        late = BufferedDelta(
+            effect.plan.network,
+            effect.model_version,
+            result.delta,
+            result.num_examples,
+            result.loss_before,
+            result.loss_after,
+            tuple((name, low, high) for name, (low, high) in result.activation_ranges.items()),
+        )
+        self.disk.put(_LATE, late.to_bytes())
+        self.observer.tell(f"{self.name}: keeps its update of {effect.round}.{effect.attempt}, which is late")
+
+    def _late_result(self, effect: Train) -> TrainingResult | None:
+        stored = self.disk.data.get(_LATE)
+        if stored is None:
+            return None
+        late, plan = BufferedDelta.from_bytes(stored), effect.plan
+        self.disk.put(_LATE, None)
+        if not usable(late, effect.model_version, plan.training.staleness_max):
+            return None
+        delta = discounted(
+            late,
+            network=plan.network,
+            model_version=effect.model_version,
+            staleness_max=plan.training.staleness_max,
+            clip_norm=plan.update.clip_norm,
+        )
+        self.observer.late_updates += 1
+        self.observer.tell(f"{self.name}: gives its update of release {late.model_version}")
+        ranges = {name: (low, high) for name, low, high in late.ranges}
+        return TrainingResult(delta, late.loss_before, late.loss_after, late.num_examples, ranges)

@@ -11,7 +11,7 @@ from .network import Weather
 from .process import Process
 from .simulation import Fleet
 
-FAULTY_S: Final = 1_800.0
+FAULTY_S: Final = 1_500.0
 """How long things go wrong: a handful of rounds."""
 CLOCK_JUMP_S: Final = 4 * 3600.0
 
@@ -33,6 +33,7 @@ class Faults:
         jumps: clocks that jump.
         slow: devices that train for longer than a round may last, now and then.
         refusals: candidates that are not released.
+        failing: chance that a training fails.
     """
 
     loss: float
@@ -47,6 +48,12 @@ class Faults:
     jumps: int
     slow: int
     refusals: int
+    failing: float
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the kinds of fault that there are."""
+        return tuple(name for name in self.__dataclass_fields__ if getattr(self, name))
 
     @classmethod
     def draw(cls, random: Random) -> Faults:
@@ -68,7 +75,26 @@ class Faults:
             jumps=int(sometimes(8, 0.3)),
             slow=int(sometimes(12)),
             refusals=int(sometimes(4, 0.3)),
+            failing=sometimes(0.3, 0.2),
         )
+
+
+SLOW_ONLY: Final = Faults(
+    loss=0.0,
+    duplicate=0.0,
+    jitter_s=1.0,
+    corrupt=0.0,
+    replay=0.0,
+    power=0.0,
+    kills=0,
+    cuts=0,
+    outages=0,
+    jumps=0,
+    slow=8,
+    refusals=0,
+    failing=0.0,
+)
+"""A network that does what its aggregator wants: uploads that come late are what a lying one needs."""
 
 
 def inflict(fleet: Fleet, faults: Faults, random: Random) -> float:
@@ -109,6 +135,8 @@ def inflict(fleet: Fleet, faults: Faults, random: Random) -> float:
         begin = moment()
         at(begin, lambda gateway=gateway: setattr(gateway, "training_s", random.uniform(100.0, 900.0)))
         at(begin + 400.0, lambda gateway=gateway: setattr(gateway, "training_s", TRAINING_S))
+    for gateway in fleet.gateways.values():
+        gateway.failing = faults.failing
     fleet.policy.refused_rounds.update(random.sample(range(1, 8), faults.refusals))
     at(FAULTY_S, lambda: calm(fleet))
     return FAULTY_S
@@ -119,12 +147,14 @@ def calm(fleet: Fleet) -> None:
     set_weather(fleet, Weather())
     fleet.broker.start()
     fleet.policy.refused_rounds.clear()
+    fleet.stop_lying()
     for process in fleet.processes:
         process.disk.power_switch = lambda _number, _key: None
         process.restart_s = 5.0
         process.link._cut_until = 0.0
     for gateway in fleet.gateways.values():
         gateway.training_s = TRAINING_S
+        gateway.failing = 0.0
 
 
 def set_weather(fleet: Fleet, weather: Weather) -> None:

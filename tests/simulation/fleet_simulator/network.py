@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import Final
 
-from vedette_schemas.topics import Role, Topics, matches
+from vedette_schemas import topics
+from vedette_schemas.topics import Role, Topics
 
 from .schedule import Scheduler
 
 RETRY_S: Final = 5.0
 RECONNECT_S: Final = 5.0
 REPLAY_KEPT: Final = 400
+
+matches = lru_cache(maxsize=10_000)(topics.matches)
 
 
 @dataclass

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from vedette_aggregator.round_settings import RoundSettings
-from vedette_core.learning.encoding import Encoding, encode, update_weight
 from vedette_core.learning.layout import Float32
+from vedette_core.learning.local_training import TrainingResult
 from vedette_core.learning.optimiser import FedAvg
-from vedette_device.training import Contribution
-from vedette_schemas.round import ActivationRange, Plan
+from vedette_schemas.round import Plan
 
 TASK: Final = "network"
 DIMENSION: Final = 12
 FEATURE_SCHEMA: Final = "f" * 64
 NETWORK: Final = "e" * 64
 OPTIMISER: Final = FedAvg()
+GROUP_SIZE_MAX: Final = 8
+"""Members of a group here, at most: what a run costs grows with the square of it."""
 
 
-def settings(devices: int, **changes: float) -> RoundSettings:
-    """Settings for a fleet of that size: half of it makes a quorum, in groups of about four."""
-    values: dict[str, float] = {
+def settings(devices: int, **changes: Any) -> RoundSettings:
+    """Settings for a fleet of that size: masked, in groups of up to eight whose members open their sum."""
+    values: dict[str, Any] = {
         "checkin_s": 60.0,
         "collect_s": 300.0,
+        "unmask_s": 120.0,
         "interval_s": 120.0,
         "rounds_max": 0,
         "attempts_max": 3,
-        "quorum": max(2, devices // 2),
+        "quorum": 5,
         "checkins_max": devices,
-        "group_size": 4,
-        "survivors_min": 2,
+        "group_size": min(devices, GROUP_SIZE_MAX),
+        "epoch_rounds": 4,
         "clip_norm": 2.0,
         "weight_max": 8,
         "examples_reference": 64,
@@ -41,12 +43,19 @@ def settings(devices: int, **changes: float) -> RoundSettings:
         "learning_rate": 0.2,
         "examples_min": 64,
     }
-    return RoundSettings(**(values | changes))  # type: ignore[arg-type]
+    return RoundSettings(**(values | changes))
 
 
 def plan_of(rounds: RoundSettings, version: int = 1) -> Plan:
     """The plan that comes of them."""
-    return rounds.plan(TASK, version=version, feature_schema=FEATURE_SCHEMA, network=NETWORK, dimension=DIMENSION)
+    return rounds.plan(
+        TASK,
+        version=version,
+        feature_schema=FEATURE_SCHEMA,
+        network=NETWORK,
+        dimension=DIMENSION,
+        tensors=("output",),
+    )
 
 
 @dataclass(frozen=True)
@@ -56,26 +65,18 @@ class Local:
     centre: np.ndarray
     examples: int
 
-    def delta(self, weights: Float32, plan: Plan) -> Float32:
+    def train(self, weights: Float32, plan: Plan) -> TrainingResult:
         """One gradient step of ½‖w − centre‖²."""
-        gradient = weights - self.centre
-        return (-np.float32(plan.training.learning_rate) * gradient).astype(np.float32)
+        delta = (-np.float32(plan.training.learning_rate) * (weights - self.centre)).astype(np.float32)
+        after = weights + delta
+        return TrainingResult(
+            delta=delta,
+            loss_before=self.loss(weights),
+            loss_after=self.loss(after),
+            num_examples=self.examples,
+            activation_ranges={"output": (float(after.min()), float(after.max()))} if plan.update.tensors else {},
+        )
 
     def loss(self, weights: Float32) -> float:
         """½‖w − centre‖²."""
         return float(0.5 * np.sum(np.square(weights - self.centre, dtype=np.float64)))
-
-    def contribute(self, weights: Float32, plan: Plan, seed: bytes, rng: np.random.Generator) -> Contribution:
-        """The step, encoded as the product encodes it."""
-        delta = self.delta(weights, plan)
-        update = encode(delta, Encoding(plan.dimension, plan.update.clip_norm, seed), rng)
-        after = weights + delta
-        return Contribution(
-            levels=update.levels.tobytes(),
-            weight=update_weight(self.examples, plan.update.examples_reference, plan.update.weight_max),
-            num_examples=self.examples,
-            clipped=update.clipped,
-            loss_before=self.loss(weights),
-            loss_after=self.loss(after),
-            ranges=(ActivationRange(tensor="output", low=float(after.min()), high=float(after.max())),),
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from vedette_core.machine import Count, Effect, Event, Note, Persist, Publish, Subscribe, Tick, Unsubscribe
 from vedette_schemas.topics import Role
@@ -17,14 +17,6 @@ from .site import EPOCH, Site
 RESTART_S: Final = 20.0
 TICK_MAX_S: Final = 60.0
 """A shell ticks this often whatever the deadline: the clock may have been set back since."""
-
-
-class PureMachine(Protocol):
-    """What a process runs."""
-
-    def handle(self, event: Any, now: float) -> list[Effect]: ...
-
-    def next_deadline(self) -> float | None: ...
 
 
 class Process:
@@ -74,7 +66,7 @@ class Process:
 
     # what a kind of node adds
 
-    machine: PureMachine
+    machine: Any
 
     def start(self) -> None:
         """Make what is in memory, from the disk."""

@@ -1,4 +1,4 @@
-"""Who is there: a certificate authority, an aggregator and devices, with keys that are made from their names."""
+"""Who is there: an authority, an aggregator, devices and helpers, with keys that are made from their names."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from vedette_core.crypto.certificate_chain import der
 from vedette_core.crypto.certificates import (
@@ -23,7 +21,6 @@ from vedette_core.crypto.certificates import (
     make_root,
 )
 from vedette_core.crypto.signing import Ed25519Signer, KeyRing
-from vedette_device.participant_events import KeyPair
 from vedette_schemas.topics import Topics
 
 EPOCH: Final = 1_900_000_000.0
@@ -33,6 +30,11 @@ ISSUED: Final = EPOCH - 86_400.0
 USUAL_SIGNATURE_BYTES: Final = 71
 """Of a P-256 signature in DER: half of them."""
 AGGREGATOR: Final = "aggregator"
+HELPER: Final = "helper-"
+"""Ids of committee helpers begin with it; whoever else is not the aggregator is a device."""
+DEVICES_MAX: Final = 16
+HELPERS_MAX: Final = 8
+SIGNATURES_KEPT: Final = 20_000
 SITE: Final = "plant-1"
 
 
@@ -43,6 +45,34 @@ class Node:
     name: str
     signer: Ed25519Signer
     certificate: bytes
+
+
+class Ring(KeyRing):
+    """A key ring that remembers which signatures held.
+
+    A whole fleet checks the same signatures in one process: of a group of eight, every member those of the other seven.
+    A signature that held once holds for ever, so that remembering it changes nothing but the time that a run takes.
+    """
+
+    held: dict[tuple[bytes, bytes, bytes], None]
+
+    def fork(self) -> Ring:
+        ring = Ring(self._root, self._site, self._intermediates)
+        ring._verified, ring.held = self._verified, self.held
+        return ring
+
+    def verify(self, sender: str, signature: bytes, data: bytes) -> None:
+        known = self._known.get(sender)
+        if known is None:
+            return super().verify(sender, signature, data)
+        entry = (known.key.public_bytes_raw(), signature, hashlib.sha256(data).digest())
+        if entry in self.held:
+            return None
+        super().verify(sender, signature, data)
+        if len(self.held) >= SIGNATURES_KEPT:
+            self.held.clear()
+        self.held[entry] = None
+        return None
 
 
 class Site:
@@ -61,12 +91,18 @@ class Site:
         self._issuer = Issuer(self._online, online_key)
         self.intermediate = der(self._online)
         self._nodes: dict[str, Node] = {}
+        self._ring = Ring(self.root, SITE, [self._online])
+        self._ring.held = {}
+        # Whether a chain holds is remembered, too, and must not depend on which clock asked first.
+        for name in (AGGREGATOR, *device_names(DEVICES_MAX), *helper_names(HELPERS_MAX)):
+            self._ring.fork().learn(self.node(name).certificate, EPOCH)
 
     def node(self, name: str) -> Node:
-        """A node of that name; devices are any but the aggregator."""
+        """A node of that name; its role is in it."""
         if name not in self._nodes:
             signer = Ed25519Signer.from_seed(_digest(f"signing {name}"))
-            role = CertificateRole.AGGREGATOR if name == AGGREGATOR else CertificateRole.DEVICE
+            role = CertificateRole.COMMITTEE if name.startswith(HELPER) else CertificateRole.DEVICE
+            role = CertificateRole.AGGREGATOR if name == AGGREGATOR else role
             leaf = _of_usual_length(
                 lambda: make_leaf(
                     self._issuer,
@@ -82,9 +118,9 @@ class Site:
             self._nodes[name] = Node(name, signer, der(leaf))
         return self._nodes[name]
 
-    def ring(self) -> KeyRing:
+    def ring(self) -> Ring:
         """An empty ring that trusts this site's root."""
-        return KeyRing(self.root, SITE, [self._online])
+        return self._ring.fork()
 
 
 @lru_cache(maxsize=1)
@@ -98,10 +134,9 @@ def device_names(count: int) -> list[str]:
     return [f"gw-{i:02}" for i in range(count)]
 
 
-def key_pair(seed: bytes) -> KeyPair:
-    """An X25519 key pair from 32 bytes."""
-    public = X25519PrivateKey.from_private_bytes(seed).public_key()
-    return KeyPair(seed, public.public_bytes(Encoding.Raw, PublicFormat.Raw))
+def helper_names(count: int) -> list[str]:
+    """``helper-0``, ``helper-1``, …"""
+    return [f"{HELPER}{i}" for i in range(count)]
 
 
 def _of_usual_length(make: Callable[[], x509.Certificate]) -> x509.Certificate:
