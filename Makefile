@@ -27,6 +27,7 @@ format: $(VENV)/dev.stamp  ## put the sources into their form
 
 bench: $(VENV)/dev.stamp $(VENV)/peers.stamp  ## measure every claim beside its peers, as JSON
 	$(BIN)/python bench/capture.py --json
+	$(BIN)/python bench/live.py --json
 	$(BIN)/python bench/score.py --json
 	$(BIN)/python bench/secagg.py --json
 	$(BIN)/python bench/secagg_exact.py --rounds 10000 --json

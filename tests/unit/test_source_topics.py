@@ -57,6 +57,17 @@ def test_what_cannot_be_read_is_counted(topic: str, payload: bytes, reason: str)
     assert decoder.counters()[reason] >= 1
 
 
+@pytest.mark.parametrize("moment", ["1e308", "-1e308", "-1", "253402300800", "1700000000000"])
+def test_a_sensors_time_that_no_calendar_has_is_counted_and_reaches_no_grid(moment: str) -> None:
+    """Found by ``bench/fuzz.py``: the number of the row at 1e308 s overflowed."""
+    decoder = TopicDecoder([ChannelTopic("level", "a", "$.v", "$.t")])
+    samples = decoder.decode("a", f'{{"v": 1, "t": {moment}}}'.encode(), 5.0)
+    assert samples == []
+    assert decoder.counters()["time"] == 1
+    (last,) = decoder.decode("a", b'{"v": 1, "t": 253402300799}', 5.0)
+    assert len(SampleAligner(["level"], period_s=0.001, age_max_s=1.0).push([last])) == 0
+
+
 @given(st.binary(max_size=64), st.text(max_size=20))
 def test_no_message_breaks_the_decoder(payload: bytes, topic: str) -> None:
     decoder = TopicDecoder([ChannelTopic("a", "#", "$.a[0]"), ChannelTopic("b", "+", "$")])

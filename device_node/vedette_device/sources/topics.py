@@ -27,6 +27,9 @@ CHANNELS_MAX = 128
 ROWS_MAX = 4_096
 """Most rows that one call returns; a gap in the readings that would give more is cut (``rows_cut``)."""
 
+TIME_S_MAX = 253_402_300_799.0
+"""The last second of the year 9999: the number of a row that is much later is none that a float can have."""
+
 BACKWARDS_SAMPLES_MAX = 32
 """Late samples in succession that are refused; then the clock was set back, and the grid starts anew."""
 
@@ -91,6 +94,7 @@ class TopicDecoder:
         "path_missing",
         "not_a_number",
         "not_finite",
+        "time",
     )
 
     def __init__(self, channels: Sequence[ChannelTopic]) -> None:
@@ -135,7 +139,9 @@ class TopicDecoder:
         for route in routes:
             value = self._number(document, route.steps)
             moment = time_s if route.time_steps is None else self._number(document, route.time_steps)
-            if value is not None and moment is not None:
+            if moment is not None and not 0 <= moment <= TIME_S_MAX:
+                self._counters["time"] += 1
+            elif value is not None and moment is not None:
                 samples.append(Sample(route.channel, moment, value))
         self._counters["samples"] += len(samples)
         return samples
