@@ -20,6 +20,7 @@ from vedette.commands import (
     config,
     demo,
     device,
+    evaluate,
     init,
     model,
     policy,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.command("init")(init.init)
 app.command("demo")(demo.demo)
+app.command("evaluate")(evaluate.evaluate)
 app.add_typer(broker.app, name="broker")
 app.add_typer(device.app, name="device")
 app.add_typer(aggregator.app, name="aggregator")

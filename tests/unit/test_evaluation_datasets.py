@@ -1,0 +1,167 @@
+"""Loaders on made-up files in the layout of the pack: which columns count, in which order, with which labels."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vedette.evaluation.behaviour_sets import NO_FEATURES, rpi_metrics, smd
+from vedette.evaluation.datasets import Suite, loaders
+from vedette.evaluation.network_sets import NETFLOW_LEFT_OUT, iot23, nf_bot_iot_v2
+from vedette.evaluation.sensor_sets import SKAB_CHANNELS, TON_CHANNELS, skab, ton_iot, wsn
+from vedette_schemas.errors import ConfigError, PeerError
+from vedette_schemas.features import FLOW_LOGS
+
+
+def write(path: Path, columns: Mapping[str, Sequence[object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+@pytest.mark.parametrize("suite", ["network", "sensor", "behaviour"])
+def test_every_set_says_what_is_missing(suite: Suite, tmp_path: Path) -> None:
+    for loader in loaders(suite).values():
+        with pytest.raises((ConfigError, OSError)):
+            loader(tmp_path)
+
+
+def test_skab_rows_become_windows_of_values_and_differences_with_the_newer_rows_label(tmp_path: Path) -> None:
+    seconds = [0, 1, 2, 2, 3, 60, 61]  # one repeated, one gap
+    write(
+        tmp_path / "sensor_tampering" / "skab" / "valve1_0.csv.gz",
+        {
+            "experiment": ["valve1_0"] * 7,
+            "datetime": [f"2020-03-09 10:{14 + s // 60}:{s % 60:02}" for s in seconds],
+            **{name: [10 * i + j for j in range(7)] for i, name in enumerate(SKAB_CHANNELS)},
+            "anomaly": [0.0] * 7,
+            "changepoint": [1.0] * 7,
+            "label_bin": [0, 0, 1, 0, 1, 0, 0],
+        },
+    )
+    (fleet,) = skab(tmp_path).fleets
+    (recording,) = fleet.recordings
+    assert fleet.schema.columns == (*SKAB_CHANNELS, *(f"{name}_diff" for name in SKAB_CHANNELS))
+    assert recording.labels.tolist() == [0, 1, 1, 0]
+    assert [w.values[0] for w in recording.windows] == [1.0, 2.0, 4.0, 6.0]
+    assert recording.windows[2].values[8] == 1.0, "from the repeated row, which is the newest before it"
+
+
+def test_ton_iot_is_one_coding_and_no_time(tmp_path: Path) -> None:
+    for device, channels in TON_CHANNELS.items():
+        texts = [["false ", "true", "0", "1"], ["closed", "open", "closed", "open"]]
+        numbers: list[Sequence[object]] = [[1.5, 2.5, 3.5, 4.5], [0, 1, 0, 1]]
+        values = dict(zip(channels, texts[::-1] if device == "garage_door" else numbers, strict=True))
+        write(
+            tmp_path / "sensor_tampering" / "ton_iot" / f"{device}.csv.gz",
+            {"device": [device] * 4, "ts": [9, 9, 9, 99], **values, "label_bin": [0, 0, 1, 1], "class": ["x"] * 4},
+        )
+    fleets = {fleet.name: fleet for fleet in ton_iot(tmp_path).fleets}
+    door = fleets["ton_iot/garage_door"]
+    assert door.schema.columns[:2] == ("door_state", "sphone_signal")
+    assert [w.values[:2].tolist() for w in door.recordings[0].windows] == [[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]
+    assert door.recordings[0].labels.tolist() == [0, 1, 1]
+    assert not any("ts" in f.schema.columns for f in fleets.values())
+
+
+def test_the_reading_number_of_a_mote_is_no_feature(tmp_path: Path) -> None:
+    write(
+        tmp_path / "sensor_tampering" / "wsn" / "m1.csv.gz",
+        {"device": "aaa", "reading": [1, 2, 3], "humidity": [4, 5, "?"], "temperature": [7, 8, 9], "label_bin": "001"},
+    )
+    (fleet,) = wsn(tmp_path).fleets
+    assert fleet.schema.columns == ("humidity", "temperature", "humidity_diff", "temperature_diff")
+    assert len(fleet.recordings[0].windows) == 1, "a reading that is no number is refused"
+
+
+def zeek_rows() -> list[dict[str, object]]:
+    base = {
+        "uid": "C",
+        "id.orig_h": "192.168.1.195",
+        "id.orig_p": 40000,
+        "id.resp_h": "8.8.8.8",
+        "id.resp_p": 53,
+        "proto": "udp",
+        "conn_state": "SF",
+        "orig_pkts": 1,
+        "orig_ip_bytes": 60,
+        "resp_pkts": 1,
+        "resp_ip_bytes": 90,
+        "label": "x",
+        "detailed-label": "-",
+    }
+    times = [(600.0, 1.0, 0), (661.0, "", 0), (662.0, 65.0, 1), (800.0, 1.0, 0)]
+    return [{"device": "pi", "ts": t, **base, "duration": d, "label_bin": label} for t, d, label in times]
+
+
+def test_a_window_of_flows_is_anomalous_if_a_malicious_flow_ends_in_it(tmp_path: Path) -> None:
+    rows = zeek_rows()
+    write(
+        tmp_path / "network_flows" / "iot23" / "pi.csv.gz",
+        {name: [row[name] for row in rows] for name in rows[0]},
+    )
+    (fleet,) = iot23(tmp_path).fleets
+    assert fleet.schema is FLOW_LOGS
+    (recording,) = fleet.recordings
+    by_start = {w.start_s: int(label) for w, label in zip(recording.windows, recording.labels, strict=True)}
+    assert by_start[600.0] == 0
+    assert by_start[660.0] == 0
+    assert by_start[720.0] == 1, "it ends at 727 s"
+    assert {w.entity for w in recording.windows} == {"192.168.1.195"}
+    assert sum(w.values[FLOW_LOGS.index("flows_out")] for w in recording.windows) == 4
+
+
+def test_netflow_rows_have_neither_time_nor_addresses_nor_ports(tmp_path: Path) -> None:
+    left_out = {name: [1, 2, 3] for name in sorted(NETFLOW_LEFT_OUT - {"label_bin"})}
+    write(
+        tmp_path / "network_flows" / "nf_bot_iot_v2" / "host_1.csv.gz",
+        {**left_out, "IN_PKTS": [3, 4, 5], "IN_BYTES": [30, -1, 50], "label_bin": [0, 1, 0]},
+    )
+    found = nf_bot_iot_v2(tmp_path)
+    assert not found.timed
+    assert any("no time" in note for note in found.notes)
+    (fleet,) = found.fleets
+    assert fleet.schema.columns == ("IN_PKTS", "IN_BYTES")
+    assert fleet.schema.history == 1
+    assert [w.values.tolist() for w in fleet.recordings[0].windows] == [[3.0, 30.0], [4.0, 0.0], [5.0, 50.0]]
+
+
+def test_behaviour_columns_are_those_that_all_devices_have(tmp_path: Path) -> None:
+    folder = tmp_path / "device_behaviour" / "rpi_metrics"
+    meta = {name: ["a", "b"] for name in sorted(NO_FEATURES - {"label_bin"})}
+    write(folder / "x_nmon.csv.gz", {**meta, "CPU": [1, 2], "Only here": [1, 2], "label_bin": [0, 1]})
+    write(folder / "y_nmon.csv.gz", {**meta, "CPU": [1, 2], "label_bin": [0, 1]})
+    write(folder / "z_system_01.csv.gz", {**meta, "Memory": [1, 2], "label_bin": [0, 1]})
+    full, system = rpi_metrics(tmp_path).fleets
+    assert (full.schema.columns, system.schema.columns) == (("CPU",), ("Memory",))
+    assert [r.labels.tolist() for r in full.recordings] == [[0, 1], [0, 1]]
+
+
+def test_training_part_and_test_part_of_arrays_follow_each_other(tmp_path: Path) -> None:
+    folder = tmp_path / "device_behaviour" / "smd"
+    folder.mkdir(parents=True)
+    label = np.array([0, 1], np.uint8)
+    np.savez(folder / "m.npz", train=np.zeros((3, 2), np.float32), test=np.ones((2, 2), np.float32), test_label=label)
+    (fleet,) = smd(tmp_path).fleets
+    (recording,) = fleet.recordings
+    assert recording.labels.tolist() == [0, 0, 0, 0, 1]
+    assert [float(w.values[0]) for w in recording.windows] == [0, 0, 0, 1, 1]
+    assert [w.start_s for w in recording.windows] == [0.0, 60.0, 120.0, 180.0, 240.0]
+
+
+def test_a_file_of_another_form_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "sensor_tampering" / "wsn" / "m.csv.gz", {"humidity": [1]})
+    with pytest.raises(PeerError, match=r"m\.csv\.gz: found columns humidity, expected label_bin"):
+        wsn(tmp_path)
+    path = tmp_path / "sensor_tampering" / "wsn" / "m.csv.gz"
+    with gzip.open(path, "wt") as file:
+        file.write("humidity,temperature,label_bin\n1,2,0\n1,2\n")
+    with pytest.raises(PeerError, match="found 2 cells in line 3, expected 3"):
+        wsn(tmp_path)

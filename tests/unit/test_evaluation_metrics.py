@@ -1,0 +1,112 @@
+"""Figures of detection quality: by hand, by counting pairs, and against scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import mannwhitneyu
+
+from vedette.evaluation.metrics import (
+    Event,
+    Report,
+    area,
+    events_of,
+    judge_events,
+    precision_area,
+    roc_curve,
+    share_above,
+    tpr_at,
+)
+
+
+def test_a_small_curve_by_hand() -> None:
+    curve = roc_curve([0.9, 0.8, 0.8, 0.1], [True, True, False, False])
+    assert curve is not None
+    assert curve.fpr.tolist() == [0.0, 0.0, 0.5, 1.0]
+    assert curve.tpr.tolist() == [0.0, 0.5, 1.0, 1.0]
+    assert area(curve) == pytest.approx(0.875)  # pairs: 3 won, 1 tied of 4
+    assert tpr_at(curve, 0.0) == 0.5
+    assert tpr_at(curve, 0.49) == 0.5
+    assert tpr_at(curve, 0.5) == 1.0
+
+
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_the_area_is_the_statistic_of_mann_and_whitney(decimals: int) -> None:
+    rng = np.random.default_rng(decimals)
+    benign, bad = rng.normal(size=300).round(decimals), rng.normal(0.7, size=90).round(decimals)
+    curve = roc_curve(np.concatenate([benign, bad]), np.repeat([False, True], [300, 90]))
+    assert curve is not None
+    expected = mannwhitneyu(bad, benign).statistic / (300 * 90)
+    assert area(curve) == pytest.approx(expected)
+    assert np.all(np.diff(curve.fpr) >= 0)
+    assert (curve.fpr[-1], curve.tpr[-1]) == (1.0, 1.0)
+
+
+def test_precision_at_the_recordings_own_prevalence_is_average_precision() -> None:
+    rng = np.random.default_rng(3)
+    scores = np.concatenate([rng.normal(size=190), rng.normal(1.5, size=10)])
+    labels = np.repeat([False, True], [190, 10])
+    curve = roc_curve(scores, labels)
+    assert curve is not None
+    ranked = labels[np.argsort(-scores)]
+    precision = np.cumsum(ranked) / np.arange(1, 201)
+    assert precision_area(curve, 0.05) == pytest.approx(float(precision[ranked].mean()))
+
+
+def test_precision_does_not_depend_on_how_many_attacks_a_recording_has() -> None:
+    few = roc_curve([3.0, 2.0, 1.0, 0.0], [True, False, True, False])
+    many = roc_curve([3.0, 2.0, 1.0, 0.0] + [3.0, 1.0] * 20, [True, False, True, False] + [True, True] * 20)
+    assert few is not None
+    assert many is not None
+    assert precision_area(few) == pytest.approx(precision_area(many))
+    with pytest.raises(ValueError, match="prevalence"):
+        precision_area(few, 0.0)
+
+
+def test_a_random_score_is_worth_a_half_and_the_prevalence() -> None:
+    rng = np.random.default_rng(0)
+    curve = roc_curve(rng.uniform(size=40_000), rng.uniform(size=40_000) < 0.3)
+    assert curve is not None
+    assert area(curve) == pytest.approx(0.5, abs=0.02)
+    assert precision_area(curve, 0.05) == pytest.approx(0.05, abs=0.01)
+    assert tpr_at(curve, 0.01) == pytest.approx(0.01, abs=0.01)
+
+
+def test_one_class_alone_has_no_curve_and_bad_input_is_refused() -> None:
+    assert roc_curve([1.0, 2.0], [False, False]) is None
+    assert roc_curve([1.0, 2.0], [True, True]) is None
+    assert share_above(np.zeros(0), 1.0) is None
+    assert share_above(np.array([0.0, 1.0, 2.0, 3.0]), 1.0) == 0.5
+    with pytest.raises(ValueError, match="not finite"):
+        roc_curve([1.0, np.nan], [True, False])
+    with pytest.raises(ValueError, match="shapes"):
+        roc_curve([1.0, 2.0], [True])
+
+
+def test_events_are_an_entitys_anomalous_windows_joined_over_short_pauses() -> None:
+    bounds = [(float(10 * i), float(10 * i + 10)) for i in range(8)]
+    labels = [0, 1, 0, 1, -1, 0, 0, 1]
+    assert events_of(labels, ["a"] * 8, bounds, 10.0) == [Event("a", 10.0, 40.0), Event("a", 70.0, 80.0)]
+    assert len(events_of(labels, ["a"] * 8, bounds, 0.0)) == 3
+    mixed = ["a", "a", "a", "b", "a", "a", "a", "a"]
+    assert events_of(labels, mixed, bounds, 10.0) == [
+        Event("a", 10.0, 20.0),
+        Event("b", 30.0, 40.0),
+        Event("a", 70.0, 80.0),
+    ]
+
+
+def test_alerts_are_judged_by_time_and_entity() -> None:
+    events = [Event("a", 100.0, 200.0), Event("a", 1000.0, 1100.0), Event("b", 100.0, 200.0)]
+    reports = [
+        Report("a", 50.0, 100.0, opened=True),  # ends where the event begins: false
+        Report("a", 150.0, 160.0, opened=False),  # within: found after 60 s
+        Report("a", 170.0, 180.0, opened=True),
+        Report("b", 205.0, 215.0, opened=True),  # within the grace: found
+        Report("a", 1121.0, 1131.0, opened=True),  # behind the grace: false, and not found
+        Report("a", 5000.0, 5010.0, opened=False),  # an old alert goes on: no new false one
+    ]
+    figures = judge_events(events, reports, 20.0)
+    assert figures.events == 3
+    assert sorted(figures.delays_s) == [60.0, 115.0]
+    assert figures.false_alerts == 2
