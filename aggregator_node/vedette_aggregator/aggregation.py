@@ -1,15 +1,16 @@
 """From a round's group sums to a candidate: checks, noise, the robust rule, one server step.
 
 What comes in are sums, one a group: no function here ever sees a single device's update. With noise the order is the
-promise: the sums are noised before anything that is not the same for every update reads them, and the release is in the
-ledger before the noised result leaves (`vedette_core.privacy.ledger`).
+promise: the sums are noised, as residues of their ring, before anything that is not the same for every update reads
+them, and the release is in the ledger before the noised result leaves (`vedette_core.privacy.ledger`). A refusal that
+comes after the noise is such a result, too (`SpentError`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,16 @@ from vedette_core.learning.optimiser import Moments, ServerOptimiser
 from vedette_core.learning.robust.defence import Defence
 from vedette_core.learning.robust.norm_gate import NormHistory
 from vedette_core.learning.robust.rule import Context
-from vedette_core.learning.round_vector import encoding_of, read_sum
+from vedette_core.learning.round_vector import encoding_of, read_frame, read_sum
 from vedette_core.learning.statistics_slots import StatisticsSum, add_statistics, merge_range_histograms
-from vedette_core.learning.update_vector import GroupSum, add_group_sums, decode_group_mean
+from vedette_core.learning.update_vector import (
+    GroupSum,
+    RingSum,
+    add_group_sums,
+    add_ring_sums,
+    decode_group_mean,
+    read_levels,
+)
 from vedette_core.privacy.adaptive_clip import count_sigma, noisy_clipped_share, sum_multiplier
 from vedette_core.privacy.events import PrivacyEvent, Scope
 from vedette_core.privacy.ledger import Ledger
@@ -32,6 +40,7 @@ from vedette_schemas.round import Plan, Roster, hash_parts, transcript_hash
 
 Ranges = Mapping[str, tuple[float, float]]
 Entropy = Callable[[int], bytes]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +150,7 @@ class Aggregate:
         candidate: the candidate.
         groups: what is said about each group, by gid.
         norms: usual norms, with this round's.
-        event: the release for the ledger.
+        event: the release for the ledger: with noise also of groups that were dropped for what their noised sum said.
         clipped_share: share of clipped updates, noised where the plan asks for noise.
         update: ``(dimension,)`` float32 that the groups' means became.
     """
@@ -152,6 +161,18 @@ class Aggregate:
     event: PrivacyEvent
     clipped_share: float
     update: Float32 = field(repr=False)
+
+
+class SpentError(RefusedError):
+    """Refused after noise was drawn: it tells of the noised sums, and costs what their release costs.
+
+    Attributes:
+        event: for the ledger, before the refusal leaves.
+    """
+
+    def __init__(self, fault: RefusedError, event: PrivacyEvent) -> None:
+        super().__init__(str(fault), rule=fault.rule)
+        self.event = event
 
 
 def release_event(plan: Plan, number: int, attempt: int, devices: Sequence[str]) -> PrivacyEvent:
@@ -199,56 +220,176 @@ def aggregate_round(
         adapts: whether the share of clipped updates is used, so that it costs some of the noise.
 
     Raises:
+        SpentError: one of the refusals below, with noise, and not for the budget; or the noised sum of all groups is
+            none that updates can have (rule ``limit``).
         RefusedError: rule ``quorum``: too few updates are in sums that hold; others: the budget is used up, the step
             leads to weights that are not finite, or nothing passed the defence. The released model stays.
     """
-    first = groups[0].roster
-    encoding = encoding_of(plan, first)
     judged: dict[int, Judged] = {}
-    sound: list[tuple[OpenedGroup, GroupSum]] = []
+    if plan.privacy.noise_multiplier == 0:
+        sums = _holding(groups, judged, lambda g: read_sum(plan, g.roster, g.digests, g.total))
+        held = [group for group, _ in sums]
+        event = _affordable_event(plan, held, groups[0].roster, judged, ledger)
+        share = sum(s.clipped for _, s in sums) / len(event.devices)
+        read = _Read(held, [s for _, s in sums], share)
+        return _aggregate(plan, read, judged, event, model, optimiser, defence, norms, root)
+    frames = _holding(groups, judged, lambda g: read_frame(plan, g.roster, g.digests, g.total))
+    event = _affordable_event(plan, [group for group, _ in frames], groups[0].roster, judged, ledger)
+    try:
+        read = _read_noised(plan, frames, judged, entropy, adapts)
+        return _aggregate(plan, read, judged, event, model, optimiser, defence, norms, root)
+    except RefusedError as fault:
+        raise SpentError(fault, event) from fault
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What may be read of an attempt: with noise all of it is noised.
+
+    Attributes:
+        groups: that hold.
+        sums: one a group; where the plan has noise on the total, the one sum of all groups.
+        clipped_share: share of clipped updates; 0 where it is not told.
+    """
+
+    groups: Sequence[OpenedGroup]
+    sums: Sequence[GroupSum]
+    clipped_share: float
+
+
+def _holding(
+    groups: Sequence[OpenedGroup], judged: dict[int, Judged], read: Callable[[OpenedGroup], T]
+) -> list[tuple[OpenedGroup, T]]:
+    """The groups that can be read; of the others `judged` is told why not."""
+    found = []
     for group in groups:
-        members = tuple(sorted(group.digests))
         try:
-            sound.append((group, read_sum(plan, group.roster, members, group.total)))
+            found.append((group, read(group)))
         except PeerError as fault:
-            judged[group.roster.gid] = Judged(members, fault.reason)
-    devices = sorted(device for group, _ in sound for device in group.digests)
+            judged[group.roster.gid] = Judged(tuple(sorted(group.digests)), fault.reason)
+    return found
+
+
+def _affordable_event(
+    plan: Plan, held: Sequence[OpenedGroup], roster: Roster, judged: Mapping[int, Judged], ledger: Ledger
+) -> PrivacyEvent:
+    """The release of these groups, if they are enough and it is within every budget."""
+    event = release_event(plan, roster.round, roster.attempt, _quorum(plan, held, roster, judged))
+    ledger.check(event)
+    return event
+
+
+def _quorum(plan: Plan, held: Sequence[OpenedGroup], roster: Roster, judged: Mapping[int, Judged]) -> tuple[str, ...]:
+    """The devices of these groups, sorted, if they are enough."""
+    devices = tuple(sorted(device for group in held for device in group.digests))
     if len(devices) < plan.groups.quorum:
         reasons = ", ".join(f"group {gid}: {j.dropped}" for gid, j in sorted(judged.items())) or "none dropped"
         raise RefusedError(
-            f"round {first.round}.{first.attempt}: found {len(devices)} updates in sums that hold ({reasons}), "
+            f"round {roster.round}.{roster.attempt}: found {len(devices)} updates in sums that hold ({reasons}), "
             f"expected a quorum of {plan.groups.quorum}",
             rule="quorum",
         )
-    event = release_event(plan, first.round, first.attempt, devices)
-    ledger.check(event)
-    clipped = sum(s.clipped for _, s in sound)
-    clipped_share, sums_multiplier = _split_noise(plan, clipped, len(devices), entropy, adapts)
+    return devices
+
+
+def _read_noised(
+    plan: Plan,
+    frames: Sequence[tuple[OpenedGroup, RingSum]],
+    judged: dict[int, Judged],
+    entropy: Entropy,
+    adapts: bool,
+) -> _Read:
+    """Noise the sums as they are, each once, and only then look at them.
+
+    Raises:
+        RefusedError: rule ``limit``: the sum of all groups is none that updates can have; ``quorum``: too few are left.
+    """
+    sums = [frame for _, frame in frames]
+    roster = frames[0][0].roster
+    encoding = encoding_of(plan, roster)
+    share, multiplier = _split_noise(plan, add_ring_sums(sums), entropy, adapts)
+    if plan.privacy.scope == "total" and plan.update.noise_sigma == 0:
+        try:
+            total = _noised(add_ring_sums(sums), plan, encoding, multiplier, entropy)
+        except PeerError as fault:
+            raise RefusedError(f"round {roster.round}.{roster.attempt}: all groups: {fault}", rule="limit") from fault
+        return _Read([group for group, _ in frames], [total], share)
+    by_group = {group.roster.gid: frame for group, frame in frames}
+    read = _holding(
+        [group for group, _ in frames],
+        judged,
+        lambda g: _noised(by_group[g.roster.gid], plan, encoding, multiplier, entropy),
+    )
+    held = [group for group, _ in read]
+    _quorum(plan, held, roster, judged)
+    found = [s for _, s in read]
+    return _Read(held, [add_group_sums(found)] if plan.privacy.scope == "total" else found, share)
+
+
+def _split_noise(plan: Plan, total: RingSum, entropy: Entropy, adapts: bool) -> tuple[float, float]:
+    """The share of clipped updates as it may be used, and what multiplier is left for the sums.
+
+    The plan's multiplier pays for both: the count has its own noise, and the sums get a little more. A count that is
+    not used is not looked at.
+    """
+    z = plan.privacy.noise_multiplier
+    if not adapts:
+        return 0.0, z
+    sigma = count_sigma(total.survivors, z)
+    share = noisy_clipped_share(total.clipped, total.survivors, sigma, entropy, total.modulus)
+    return share, sum_multiplier(z, sigma)
+
+
+def _noised(total: RingSum, plan: Plan, encoding: Encoding, multiplier: float, entropy: Entropy) -> GroupSum:
+    """A sum with its noise, read.
+
+    Raises:
+        PeerError: with the noise, and whatever it can be, it is none that updates can have.
+    """
+    sigma, draws = plan.update.noise_sigma, total.survivors  # the devices brought it: enough of them are honest
+    if sigma == 0:
+        sigma, draws = noise_sigma(multiplier, plan.update.clip_norm, plan.update.weight_max, encoding.step), 1
+        noised = add_noise(total.residues.astype(np.int64), sigma, entropy)
+        total = replace(total, residues=noised.astype(total.residues.dtype))  # modulo the ring
+    return GroupSum(read_levels(total, encoding, sigma, draws), total.weight, total.survivors, clipped=0)
+
+
+def _aggregate(
+    plan: Plan,
+    read: _Read,
+    judged: dict[int, Judged],
+    event: PrivacyEvent,
+    model: GlobalModel,
+    optimiser: ServerOptimiser,
+    defence: Defence,
+    norms: NormHistory,
+    root: Float32 | None,
+) -> Aggregate:
+    """The candidate that comes of sums that may be read."""
+    first = read.groups[0].roster
+    encoding = encoding_of(plan, first)
+    devices = tuple(sorted(device for group in read.groups for device in group.digests))
+    members = [tuple(sorted(group.digests)) for group in read.groups]
     if plan.privacy.noise_multiplier > 0 and plan.privacy.scope == "total":
-        total = add_group_sums(s for _, s in sound)
-        mean = decode_group_mean(_noised(total, plan, encoding, sums_multiplier, entropy), encoding)
-        norms_after, used = norms, len(sound)
-        judged |= {group.roster.gid: Judged(tuple(sorted(group.digests))) for group, _ in sound}
+        mean, norms_after = decode_group_mean(read.sums[0], encoding), norms
+        judged |= {group.roster.gid: Judged(own) for group, own in zip(read.groups, members, strict=True)}
     else:
-        noised = [s if not sums_multiplier else _noised(s, plan, encoding, sums_multiplier, entropy) for _, s in sound]
-        means = np.stack([decode_group_mean(s, encoding) for s in noised])
-        shares = np.array([float(s.weight) for s in noised])
+        means = np.stack([decode_group_mean(s, encoding) for s in read.sums])
+        shares = np.array([float(s.weight) for s in read.sums])
         result = defence.aggregate(means, shares, Context(root=root, running_norm=norms.running))
         mean, norms_after = result.delta, norms.after(result.median_norm)
         why = dict(result.dropped)
-        used = len(sound) - len(why)
         judged |= {
-            group.roster.gid: Judged(tuple(sorted(group.digests)), why.get(i, ""), means[i])
-            for i, (group, _) in enumerate(sound)
+            group.roster.gid: Judged(members[i], why.get(i, ""), means[i]) for i, group in enumerate(read.groups)
         }
     weights, after = _step(plan, model, mean, optimiser, first.round)
-    statistics = _statistics(s for _, s in sound)
+    statistics = _statistics(read.sums)
     metrics = {
         "participants": float(len(devices)),
-        "groups": float(len(sound)),
-        "groups_dropped": float(len(groups) - used),
-        "weight": float(sum(s.weight for _, s in sound)),
-        "clipped_share": clipped_share,
+        "groups": float(len(read.groups)),
+        "groups_dropped": float(sum(1 for j in judged.values() if j.dropped)),
+        "weight": float(sum(s.weight for s in read.sums)),
+        "clipped_share": read.clipped_share,
         "update_norm": float(np.linalg.norm(mean.astype(np.float64))),
     }
     if statistics is not None:
@@ -262,35 +403,12 @@ def aggregate_round(
         plan=first.plan,
         weights=weights,
         ranges=merge_range_histograms(statistics.ranges, statistics.survivors) if statistics is not None else {},
-        contributors=tuple(devices),
-        transcript=_round_transcript([group for group, _ in sound]),
+        contributors=devices,
+        transcript=_round_transcript(read.groups),
         metrics=metrics,
         optimiser=after,
     )
-    return Aggregate(candidate, judged, norms_after, event, clipped_share, mean)
-
-
-def _split_noise(plan: Plan, clipped: int, devices: int, entropy: Entropy, adapts: bool) -> tuple[float, float]:
-    """The share of clipped updates as it may be used, and what multiplier is left for the sums.
-
-    With noise, the plan's multiplier pays for both: the count has its own noise, and the sums get a little more.
-    """
-    z = plan.privacy.noise_multiplier
-    if z == 0:
-        return clipped / devices, 0.0
-    if not adapts:
-        return 0.0, z
-    sigma = count_sigma(devices, z)
-    return noisy_clipped_share(clipped, devices, sigma, entropy), sum_multiplier(z, sigma)
-
-
-def _noised(total: GroupSum, plan: Plan, encoding: Encoding, multiplier: float, entropy: Entropy) -> GroupSum:
-    if plan.update.noise_sigma > 0:
-        return total  # the devices brought it: any survivors_min of them have at least as much
-    sigma = noise_sigma(multiplier, plan.update.clip_norm, plan.update.weight_max, encoding.step)
-    return GroupSum(
-        add_noise(total.levels, sigma, entropy), total.weight, total.survivors, total.clipped, total.statistics
-    )
+    return Aggregate(candidate, judged, norms_after, event, read.clipped_share, mean)
 
 
 def _step(
@@ -311,7 +429,7 @@ def _step(
     return weights.astype(np.float32), after
 
 
-def _statistics(sums: Any) -> StatisticsSum | None:
+def _statistics(sums: Iterable[GroupSum]) -> StatisticsSum | None:
     total: StatisticsSum | None = None
     for group in sums:
         if group.statistics is not None:

@@ -64,6 +64,9 @@ class Keys(Verifier, Protocol):
     ) -> object:
         """Verify a certificate's chain and add its key; raises `PeerError`."""
 
+    def fork(self) -> Keys:
+        """An empty ring with the same anchors."""
+
     def identity(self, sender: str) -> Identity:
         """Who a sender is, and until when; raises `PeerError` for one that was not learnt."""
 
@@ -187,11 +190,14 @@ class Intake:
         self._check_task(parsed)
         claimed = codec.unpack(CheckIn, codec.unpack(Envelope, payload).body)
         self._learn(device, claimed.role, claimed.certificate, claimed.intermediate, now)
-        body, _ = unseal(CheckIn, payload, CHECKIN_TYPE, self._keys, sender=device)
+        # Members of a group will know this certificate alone, and refuse the whole roster if another one's key signed.
+        shown = self._keys.fork()
+        self._learn(device, claimed.role, claimed.certificate, b"", now, into=shown)
+        body, _ = unseal(CheckIn, payload, CHECKIN_TYPE, shown, sender=device)
         _same("check-in", "device", body.device, device)
         _same("check-in", "task", body.task, parsed.task)
         statement = offer_statement(body.task, device, body.seq, body.epk, body.role)
-        self._keys.verify(device, body.offer, pre_authentication_encoding(OFFER_TYPE, device, statement))
+        shown.verify(device, body.offer, pre_authentication_encoding(OFFER_TYPE, device, statement))
         return CheckInReceived(body)
 
     def _upload(self, parsed: Parsed, device: str, payload: bytes, now: float) -> UploadReceived:
@@ -218,9 +224,12 @@ class Intake:
                 reason="expired",
             )
 
-    def _learn(self, device: str, role: str, certificate: bytes, intermediate: bytes, now: float) -> None:
+    def _learn(
+        self, device: str, role: str, certificate: bytes, intermediate: bytes, now: float, into: Keys | None = None
+    ) -> None:
+        ring = self._keys if into is None else into
         try:
-            self._keys.learn(certificate, now, intermediate=intermediate, sender=device, role=_ROLES[role])
+            ring.learn(certificate, now, intermediate=intermediate, sender=device, role=_ROLES[role])
         except PeerError:
             raise
         except Exception as fault:

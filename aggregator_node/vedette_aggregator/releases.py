@@ -19,7 +19,7 @@ from vedette_core.learning.optimiser import FedAdam, FedAvg, Moments, ServerOpti
 from vedette_core.learning.presets import Preset, task_spec
 from vedette_core.learning.weights_file import WeightsFile, read_weights, write_weights
 from vedette_schemas.errors import ConfigError
-from vedette_schemas.features import NETWORK_FLOWS, FeatureSchema, sensor_schema
+from vedette_schemas.features import FLOW_LOGS, NETWORK_FLOWS, FeatureSchema, behaviour_schema, sensor_schema
 from vedette_schemas.model import ReleaseTarget, Variant, decimal
 from vedette_schemas.round import Plan, plan_bytes, read_plan
 
@@ -41,13 +41,18 @@ class TaskModel:
         """The model of a configured task.
 
         Raises:
-            ConfigError: channels that make no schema, or a preset too small for them.
+            ConfigError: channels or a mark that make no schema, or a preset too small for them.
         """
-        if task.use_case == "network":
-            schema = NETWORK_FLOWS
-        else:
-            schema = sensor_schema(task.channels, window_s=task.period_s, history=SENSOR_HISTORY)
+        schema = _schema_of(task)
         return cls(schema, build_network(task_spec(schema, Preset(task.preset) if task.preset else None)))
+
+
+def _schema_of(task: TaskSection) -> FeatureSchema:
+    if task.use_case == "network":
+        return FLOW_LOGS if task.source_schema == "flow-logs" else NETWORK_FLOWS
+    if task.use_case == "behaviour":
+        return behaviour_schema(task.hash_columns, task.hash_mark or "")
+    return sensor_schema(task.channels, window_s=task.period_s, history=SENSOR_HISTORY)
 
 
 def server_optimiser(task: TaskSection) -> ServerOptimiser:

@@ -76,6 +76,7 @@ class RoundBook:
             RoundState.INTERVAL, model.round, 0, 0.0, model.plan, model.version, model.sha256, model.version
         )
         self.devices: dict[str, DeviceRecord] = {}
+        self._key_owners: dict[bytes, str] = {}
         self.contributions: dict[str, Contribution] = {}
         self.sums: dict[int, Ring] = {}
         self.rosters: tuple[Roster, ...] = ()
@@ -86,6 +87,10 @@ class RoundBook:
         """What is being released now."""
         assert self.candidate is not None, "there is one while it is being released"
         return self.candidate
+
+    def key_owner(self, epk: bytes) -> str | None:
+        """Whose newest check-in offers a key; None if nobody's does."""
+        return self._key_owners.get(epk)
 
     @property
     def waiting(self) -> list[str]:
@@ -154,6 +159,7 @@ class RoundBook:
             device: DeviceRecord.from_bytes(data, keys.device(device))
             for device, data in below(persisted, keys.devices).items()
         }
+        self._key_owners = {record.checkin.epk: device for device, record in self.devices.items()}
         if keys.state not in persisted:
             return out
         self.record = RoundRecord.from_bytes(persisted[keys.state], keys.state)
@@ -263,5 +269,9 @@ class RoundBook:
         return [] if before == model.version else [Persist(self.keys.model(before), None)]
 
     def _put_device(self, record: DeviceRecord, out: list[Effect]) -> None:
-        self.devices[record.checkin.device] = record
+        device = record.checkin.device
+        if (before := self.devices.get(device)) is not None:
+            self._key_owners.pop(before.checkin.epk, None)
+        self._key_owners[record.checkin.epk] = device
+        self.devices[device] = record
         out.append(Persist(self.keys.device(record.checkin.device), record.to_bytes()))

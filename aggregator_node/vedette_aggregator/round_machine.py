@@ -393,7 +393,7 @@ class RoundMachine:
             self._retry(f"{stuck}, expected a quorum of {self._plan.groups.quorum}", now, out)
             return
         try:
-            made = self._memory.aggregate(opened, self._book.model, self._parts, self._root)
+            made = self._memory.aggregate(opened, self._book.model, self._parts, self._root, out)
         except RefusedError as fault:
             if fault.rule == "quorum":  # other groups may hold another time
                 self._retry(str(fault), now, out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 
-from vedette_aggregator.aggregation import Aggregate, GlobalModel, OpenedGroup, aggregate_round
+from vedette_aggregator.aggregation import Aggregate, GlobalModel, OpenedGroup, SpentError, aggregate_round
 from vedette_aggregator.company import Company
 from vedette_aggregator.round_events import Suspect
 from vedette_aggregator.round_setup import RoundParts
@@ -87,32 +87,45 @@ class RoundMemory:
             raise ConfigError(f"privacy ledger of {self._plan.task}: {fault}") from fault
 
     def aggregate(
-        self, groups: Sequence[OpenedGroup], model: GlobalModel, parts: RoundParts, root: Float32 | None
+        self,
+        groups: Sequence[OpenedGroup],
+        model: GlobalModel,
+        parts: RoundParts,
+        root: Float32 | None,
+        out: list[Effect],
     ) -> Aggregate:
         """Aggregate an attempt's groups, held to what is remembered.
 
         Raises:
-            RefusedError: see `vedette_aggregator.aggregation.aggregate_round`.
+            RefusedError: see `vedette_aggregator.aggregation.aggregate_round`; what it cost is in `out`.
         """
-        return aggregate_round(
-            self._plan,
-            groups,
-            model,
-            parts.optimiser,
-            defence=parts.defence,
-            norms=self.norms,
-            root=root,
-            ledger=self.ledger,
-            entropy=parts.entropy,
-            adapts=parts.settings.adaptive_clip > 0,
-        )
+        try:
+            return aggregate_round(
+                self._plan,
+                groups,
+                model,
+                parts.optimiser,
+                defence=parts.defence,
+                norms=self.norms,
+                root=root,
+                ledger=self.ledger,
+                entropy=parts.entropy,
+                adapts=parts.settings.adaptive_clip > 0,
+            )
+        except SpentError as fault:
+            self._spend(fault.event, out)
+            raise
+
+    def _spend(self, event: PrivacyEvent, out: list[Effect]) -> None:
+        self.ledger.record(event)
+        out.append(Persist(self._event_key(event), event.to_bytes()))
 
     def keep(self, made: Aggregate, root: Float32 | None, suspicion_min: float) -> list[Effect]:
         """Write down what a release costs and says, before anything of it leaves; and whom a person should look at."""
-        self.ledger.record(made.event)
+        out: list[Effect] = []
+        self._spend(made.event, out)
         before = self._packed()
         self.norms = made.norms
-        out: list[Effect] = [Persist(self._event_key(made.event), made.event.to_bytes())]
         epoch = epoch_of(made.event.round, self._plan.groups.epoch_rounds)
         if epoch != self._company.epoch:
             known = {device for device, _ in self.suspicions.suspects(suspicion_min)}

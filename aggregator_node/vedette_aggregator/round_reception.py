@@ -38,6 +38,9 @@ class Reception:
         if known is None or body != known.checkin:
             try:
                 check_checkin(body, plan, known.checkin.seq if known else 0)
+                if self._book.key_owner(body.epk) not in (None, body.device):
+                    # Members refuse a roster in which two have one key: the first to offer it has it.
+                    raise PeerError(f"check-in of {body.device}: found another's key, expected its own", reason="key")
             except PeerError as fault:
                 return self.refuse(body.device, body.id, fault, out)
             self._book.add_checkin(body, out)

@@ -14,7 +14,13 @@ from vedette_core.learning.encoding import Encoding
 from vedette_core.learning.round_vector import ring_of
 from vedette_core.learning.suspicion import THRESHOLD_DEFAULT
 from vedette_core.privacy.noise import device_share_sigma, noise_sigma
-from vedette_core.secagg.parameters import Committee, check_plan, find_committee, find_survivors_min
+from vedette_core.secagg.parameters import (
+    HONEST_SURVIVORS_MIN,
+    Committee,
+    check_plan,
+    find_committee,
+    find_survivors_min,
+)
 from vedette_schemas.errors import ConfigError, RefusedError
 from vedette_schemas.round import (
     GroupPlan,
@@ -227,7 +233,7 @@ class RoundSettings:
         if private and self.device_noise:
             step = Encoding(dimension, clip_norm, b"", self.bits).step
             share = device_share_sigma(
-                noise_sigma(self.noise_multiplier, clip_norm, self.weight_max, step), self.least_survivors
+                noise_sigma(self.noise_multiplier, clip_norm, self.weight_max, step), self._honest_survivors()
             )
         return UpdatePlan(
             clip_norm=clip_norm,
@@ -240,10 +246,31 @@ class RoundSettings:
             noise_sigma=share,
         )
 
+    def _honest_survivors(self) -> int:
+        """Fewest survivors of a group that bring their noise: the corrupt ones may bring none.
+
+        Raises:
+            RefusedError: there may be none.
+        """
+        committee = self._committee()
+        honest = min(HONEST_SURVIVORS_MIN, self.least_survivors)
+        if self.masked and self.committee == "inline":
+            honest = self.least_survivors - committee.corrupt_max
+        if honest < 1:
+            raise RefusedError(
+                f"device_noise: found {self.least_survivors} survivors of which {committee.corrupt_max} may be "
+                "corrupt, expected at least one that brings its noise",
+                rule="noise",
+            )
+        return honest
+
+    def _committee(self) -> Committee:
+        if not self.masked:
+            return Committee(0, 0, 0, 0)
+        return find_committee(self.group_size if self.committee == "inline" else self.committee_size)
+
     def _group_plan(self, groups: int) -> GroupPlan:
-        committee = Committee(0, 0, 0, 0)
-        if self.masked:
-            committee = find_committee(self.group_size if self.committee == "inline" else self.committee_size)
+        committee = self._committee()
         sizes: dict[str, Any] = {
             "committee": self.committee if self.masked else "none",
             "committee_size": committee.size,

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from vedette_aggregator.profiles import PROFILES
 from vedette_core.runtime.config import Section, Settings
 from vedette_core.runtime.sections import BrokerSection, LogSection, MetricsSection
+from vedette_schemas.features import COLUMNS_MAX, HASH_MARK_PATTERN
 from vedette_schemas.topics import ID_PATTERN, TASK_PATTERN
 
 
@@ -80,7 +81,7 @@ class RoundSection(Section):
     survivors_min: Annotated[int, Field(ge=0, le=64)] = 0
     epoch_rounds: Annotated[int, Field(ge=1, le=1000)] = 10
     committee: Literal["inline", "helpers"] = "inline"
-    committee_size: Annotated[int, Field(ge=1, le=64)] = 15
+    committee_size: Annotated[int, Field(ge=2, le=64)] = 15
     attempts_max: Annotated[int, Field(ge=1, le=16)] = 3
     clip_norm: Annotated[float, Field(gt=0, le=1e6)] = 10.0
     adaptive_clip: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -149,18 +150,25 @@ class TaskSection(Section):
 
     Attributes:
         task: its name, as in topics.
-        use_case: ``network`` or ``sensor``; picks the feature schema and the kind of network.
+        use_case: ``network``, ``sensor`` or ``behaviour``; picks the feature schema and the kind of network.
+        source_schema: what the network task's devices read: ``packets`` or ``flow-logs``, which fill other schemas.
         channels: the sensor task's channels, in order.
         period_s: the sensor task's seconds between two rows.
+        hash_columns: the behaviour task's columns that names are hashed into.
+        hash_mark: mark of the hashing key that the behaviour task's devices share; each of them logs it. The aggregator
+            has no need of the key itself.
         preset: budget of the INT8 artifact, see `vedette_core.learning.presets`; without it the use case's own network.
         seed: of the initial weights.
         profile: named defaults for `round` and `training` (`vedette_aggregator.profiles`); what is set here wins.
     """
 
     task: Annotated[str, Field(pattern=f"^{TASK_PATTERN}$")]
-    use_case: Literal["network", "sensor"]
+    use_case: Literal["network", "sensor", "behaviour"]
+    source_schema: Literal["packets", "flow-logs"] = "packets"
     channels: Annotated[tuple[str, ...], Field(max_length=32)] = ()
     period_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
+    hash_columns: Annotated[int, Field(ge=2, le=COLUMNS_MAX)] = 64
+    hash_mark: Annotated[str, Field(pattern=HASH_MARK_PATTERN)] | None = None
     preset: Literal["tiny", "small", "standard"] | None = None
     seed: Annotated[int, Field(ge=0)] = 1
     profile: Literal["cross-device", "cross-silo"] | None = None
@@ -184,9 +192,19 @@ class TaskSection(Section):
         return {**given, **sections}
 
     @model_validator(mode="after")
-    def _channels(self) -> TaskSection:
+    def _schema(self) -> TaskSection:
         if self.use_case == "sensor" and not self.channels:
             raise ValueError(f"task {self.task!r} of use case 'sensor' has no channels; expected at least one")
+        if self.use_case == "behaviour" and self.hash_mark is None:
+            raise ValueError(
+                f"task {self.task!r} of use case 'behaviour' has no hash_mark; expected the four digits that its "
+                "devices log when they start"
+            )
+        if self.use_case != "network" and self.source_schema != "packets":
+            raise ValueError(
+                f"task {self.task!r} of use case {self.use_case!r} has source_schema {self.source_schema!r}; expected "
+                "that of network tasks only"
+            )
         return self
 
 

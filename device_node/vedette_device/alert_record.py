@@ -16,7 +16,7 @@ from vedette_schemas import alert as alerts
 from vedette_schemas.alert import Alert, AlertModel, AlertState, FeatureReason, Severity
 from vedette_schemas.errors import PeerError
 
-Detector = Literal["network", "sensor"]
+Detector = Literal["network", "sensor", "behaviour"]
 Kind = Literal["magnitude", "sustained"]
 
 STRENGTH_SCALE: Final = ((8.0, Severity.CRITICAL), (3.0, Severity.HIGH), (1.5, Severity.MEDIUM))

@@ -15,6 +15,7 @@ from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import Network
 from vedette_core.learning.scoring import ResidualCalibration, ResidualScorer, calibrate_residuals
 from vedette_device.baseline import Baseline
+from vedette_device.count_heads import CountHeads, has_heads
 from vedette_schemas.alert import AlertModel
 from vedette_schemas.errors import PeerError
 
@@ -42,7 +43,8 @@ class Judgement:
     Attributes:
         scores: ``(n,) float64``, each by its entity's factor, so that all entities are on one scale.
         p_values: ``(n,) float64``.
-        squared_ratio: ``(n, windows, columns) float32`` squared error over the usual squared error.
+        squared_ratio: ``(n, windows, columns) float32`` what each column added to the score: squared error over the
+            usual squared error, or where the count ensemble speaks its squared deviations.
     """
 
     scores: npt.NDArray[np.float64]
@@ -70,6 +72,7 @@ class CalibratedModel:
             pass. What a device does every hour scores high each time, and is no news.
         spread: long-run standard deviation of z a window over the benign inputs, ≥ 1: neighbours share most of their
             data, and a sum over them strays further than one of independent windows.
+        heads: of a network of counts what its two heads usually say; None of any other network.
     """
 
     backend: Reconstructs
@@ -80,6 +83,7 @@ class CalibratedModel:
     rolling: RollingCalibration
     benign_average: float
     spread: float
+    heads: CountHeads | None = None
 
     @classmethod
     def measure(
@@ -90,6 +94,7 @@ class CalibratedModel:
         inputs: Float32,
         entities: Sequence[str],
         half_life_windows: float,
+        training: Float32 | None = None,
     ) -> CalibratedModel:
         """Measure a model on benign inputs that it was not trained on, oldest first.
 
@@ -100,29 +105,50 @@ class CalibratedModel:
             inputs: ``(n, history, columns)`` scaled.
             entities: whose input each is.
             half_life_windows: of the moving average that the alerts go by.
+            training: ``(m, history, columns)`` scaled benign inputs that are not among `inputs`; only a network of
+                counts needs them, for the ensemble beside it.
 
         Raises:
             PeerError: the model's input is another.
+            RefusedError: too few training rows for the ensemble of counts.
         """
         x = shaped(inputs, backend.network)
         reconstruction = baseline.bound(backend.reconstruct(x))
         residuals = calibrate_residuals(backend.network, x, reconstruction)
         scores = ResidualScorer(backend.network, residuals).score(x, reconstruction).astype(np.float64)
+        heads = None
+        if has_heads(backend.network.spec):
+            # A detector of counts watches one host: what all entities have in common is its own.
+            known, held_out = (baseline.scalers.pooled.transformed_of(_newest(r, inputs)) for r in (training, inputs))
+            heads = CountHeads.measure(known, held_out, scores)
+            none = np.zeros((len(x), 1, inputs.shape[-1]), np.float32)
+            scores, _ = heads.judge(held_out, scores, none)
         factors = _factors(scores, entities)
         scores *= [factors.get(entity, 1.0) for entity in entities]
         rolling = RollingCalibration(scores)
         p_values = rolling.current.p_values(scores)
         average = _largest_average(p_values, entities, half_life_windows)
         spread = long_run_spread(np.array([z_score(p) for p in p_values.tolist()]), entities, inputs.shape[1])
-        return cls(backend, model, baseline, residuals, factors, rolling, average, spread)
+        return cls(backend, model, baseline, residuals, factors, rolling, average, spread, heads)
 
-    def judge(self, inputs: Float32, entities: Sequence[str]) -> Judgement:
-        """Score inputs ``(n, history, columns)``, scaled; entities as in `measure`."""
+    def judge(self, inputs: Float32, entities: Sequence[str], newest: Float32 | None = None) -> Judgement:
+        """Score inputs.
+
+        Args:
+            inputs: ``(n, history, columns)`` scaled.
+            entities: as in `measure`.
+            newest: ``(n, columns)`` the newest window of each in the columns' own units: scaled values are clipped, and
+                the ensemble of counts tells how far beyond the clip they are. Without it, it goes by the scaled ones.
+        """
         network, columns = self.backend.network, inputs.shape[-1]
         x = shaped(inputs, network)
         error = self.baseline.bound(self.backend.reconstruct(x)) - network.target(x)
         squared = np.square(error / self.residuals.scale).reshape(len(x), -1, columns)
         scores = np.sqrt(squared.mean(axis=(1, 2), dtype=np.float64))
+        if self.heads is not None:
+            pooled = self.baseline.scalers.pooled
+            rows = pooled.transformed_of(inputs[:, -1]) if newest is None else pooled.transform(newest)
+            scores, squared = self.heads.judge(rows, scores, squared)
         scores *= [self.factors.get(entity, 1.0) for entity in entities]
         return Judgement(scores, self.rolling.current.p_values(scores), squared)
 
@@ -135,6 +161,7 @@ class CalibratedModel:
             "rolling": self.rolling.to_state(),
             "benign_average": self.benign_average,
             "spread": self.spread,
+            "heads": self.heads.to_dict() if self.heads is not None else None,
         }
 
     @classmethod
@@ -159,12 +186,15 @@ class CalibratedModel:
             features = backend.network.target_shape[-1]
             if residuals.scale.shape != (features,):
                 raise ValueError(f"usual errors of {len(residuals.scale)} features, expected {features}")
+            heads = None
+            if has_heads(backend.network.spec):
+                heads = CountHeads.from_dict(state["heads"], len(baseline.lowest))
         except (KeyError, TypeError, ValueError, AttributeError) as fault:
             raise PeerError(
                 f"calibration of {model.digest}: found {fault!r}, expected what `to_state` gives"
             ) from fault
         rolling = RollingCalibration.from_state(state["rolling"])
-        return cls(backend, model, baseline, residuals, factors, rolling, average, spread)
+        return cls(backend, model, baseline, residuals, factors, rolling, average, spread, heads)
 
 
 def shaped(inputs: Float32, network: Network) -> Float32:
@@ -179,6 +209,11 @@ def shaped(inputs: Float32, network: Network) -> Float32:
             f"model: found input shape {network.input_shape}, expected {expected} or its flat form", reason="schema"
         )
     return inputs.reshape(len(inputs), *network.input_shape)
+
+
+def _newest(rows: Float32 | None, inputs: Float32) -> Float32:
+    """The newest window of each input ``(n, history, columns)``; none of them where nothing was kept."""
+    return inputs[:0, -1] if rows is None else rows[:, -1]
 
 
 def _factors(scores: npt.NDArray[np.float64], entities: Sequence[str]) -> dict[str, float]:

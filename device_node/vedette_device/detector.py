@@ -186,7 +186,13 @@ class Detector:
             return
         inputs = self._held_out.astype(np.float32)
         self._active = CalibratedModel.measure(
-            backend, model, self._baseline, inputs, self._held_out_entities, self.settings.half_life_windows
+            backend,
+            model,
+            self._baseline,
+            inputs,
+            self._held_out_entities,
+            self.settings.half_life_windows,
+            self._training.astype(np.float32),
         )
 
     def uninstall(self) -> None:
@@ -254,7 +260,8 @@ class Detector:
         started = self._timer() if self._timer else 0
         active, calibration = self._active, self._active.rolling.current
         inputs = np.stack([scaled for _, _, scaled in waiting])
-        judgement = active.judge(inputs, [window.entity for window, _, _ in waiting])
+        newest = np.stack([values[-1] for _, values, _ in waiting])
+        judgement = active.judge(inputs, [window.entity for window, _, _ in waiting], newest)
         threshold = max(calibration.threshold(self.settings.alpha), 0.0)
         scored = []
         for i, (window, values, _) in enumerate(waiting):

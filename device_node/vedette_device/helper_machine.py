@@ -132,14 +132,16 @@ class HelperMachine:
             case RoundOpened(body):
                 answer = self._on_open(body, now, out)
             case RosterReceived(body):
-                self._rosters[body.gid] = body
+                self._keep(body)
                 answer = self._take_seat(body, now, out)
             case ReceiptReceived(body):
                 self._on_receipt(event, out)
             case ReleaseVerified():
                 answer = self._on_release(event, now, out)
             case CloseReceived() | OpeningReceived():
-                out += self._committee.handle(event, now)
+                said = self._committee.handle(event, now)
+                self._give_up_key(out)
+                out += said
         self._save(out)
         out.append(Count("machine_events", answer.value, self.task, KINDS[type(event)]))
         return out
@@ -163,6 +165,7 @@ class HelperMachine:
         next_place = (here[0], here[1] + 1) if over else here
         if next_place > self._committee.floor:
             out += self._committee.handle(PlaceOver(next_place), now)
+        self._rosters = {gid: r for gid, r in self._rosters.items() if (r.round, r.attempt) >= next_place}
         key = self._record.key
         if key is not None and (key.earliest < here or (over and key.earliest == here)):
             self._put(replace(self._record, key=None))
@@ -193,12 +196,31 @@ class HelperMachine:
         self._save(out)
         out.append(self._say().publication(FlStep.CHECKIN, message_id, sealed))
 
+    def _keep(self, roster: Roster) -> None:
+        """Remember a roster that names this helper until its round's state is here: the broker may say it later.
+
+        One a group, the newest: what the broker still retains of an attempt that is over is let fall.
+        """
+        place, pending = (roster.round, roster.attempt), self._rosters.get(roster.gid)
+        if place < max(self._record.seen[:2], self._committee.floor):
+            return
+        if pending is not None and place < (pending.round, pending.attempt):
+            return
+        if any(m.device == self._identity.device for m in roster.committee):
+            self._rosters[roster.gid] = roster
+
+    def _forget(self, roster: Roster) -> None:
+        if self._rosters.get(roster.gid) is roster:
+            del self._rosters[roster.gid]
+
     def _take_seat(self, roster: Roster, now: float, out: list[Effect]) -> Answer:
         opened, release, key = self._open, self._release, self._record.key
         if opened is None or release is None or key is None:
             return Answer.DISCARD
         place = (roster.round, roster.attempt)
         if place != (opened.round, opened.attempt) or opened.phase not in (Phase.COLLECT, Phase.UNMASK):
+            return Answer.DISCARD
+        if place < key.earliest or not key.private:  # it is for a later attempt, or its shares have been released
             return Answer.DISCARD
         signed = (release.version, release.model_sha256, release.plan_sha256)
         if signed != (roster.model_version, roster.model, roster.plan) or roster.gid in self._committee.seats:
@@ -213,11 +235,21 @@ class HelperMachine:
                 raise PeerError(f"round {place[0]}.{place[1]}: found two beacons", reason="beacon")
             check_against_plan(roster, release.plan, release.anchor, self._peers.fork(), now)
         except (PeerError, RefusedError) as fault:
-            del self._rosters[roster.gid]
+            self._forget(roster)
             out.append(Note("warning", f"{self.task}: {fault}"))
             return Answer.REJECT
         out += self._committee.handle(Seated(roster, release.plan, KeyPair(key.private, key.public)), now)
+        self._forget(roster)  # the seat has it
         return Answer.ACCEPT
+
+    def _give_up_key(self, out: list[Effect]) -> None:
+        """Once shares are released under the key, the collection is over, and no seat is added: those that there are
+        have copies, until their own shares leave. The key goes from this record before the shares leave."""
+        key = self._record.key
+        place = self._committee.released_with(key.public) if key is not None and key.private else None
+        if place is not None:
+            self._put(self._record.with_used(place, self._record.spent))
+            self._save(out)
 
     def _on_receipt(self, event: ReceiptReceived, out: list[Effect]) -> None:
         for item in event.body.items:

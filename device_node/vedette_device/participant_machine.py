@@ -356,8 +356,9 @@ class ParticipantMachine:
         if self._examples < plan.training.examples_min:
             return
         self._roster = None
-        key = self._record.key
-        assert key is not None, "a roster is believed only with the own key in it"
+        key, own = self._record.key, roster.member(self._identity.device)
+        if key is None or own is None or own.epk != key.public:
+            return
         try:
             check_against_plan(roster, plan, release.anchor, self._peers.fork(), now)
             if self._record.is_exhausted(plan, roster.round):
@@ -436,7 +437,7 @@ class ParticipantMachine:
         if self._fits():
             self._follow(now, out)
             return Answer.ACCEPT
-        self._training = self._roster = None
+        self._training = None
         self._drop_key()
         self._leave(out)
         out.append(self._note("error", f"release {event.version}: {self._unsafe}; this device does not take part"))
@@ -454,6 +455,7 @@ class ParticipantMachine:
         return Note(level, f"{self.task}: {text}")
 
     def _drop_key(self) -> None:
+        self._roster = None  # it holds the key that goes
         if self._record.key is not None:
             self._put(replace(self._record, key=None))
 

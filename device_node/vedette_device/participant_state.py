@@ -10,10 +10,17 @@ import msgpack
 from vedette_schemas.errors import ConfigError
 from vedette_schemas.round import Phase, Plan
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""1 counted by the number of a budget period, which says nothing under a plan with periods of another length."""
+SPENT_MAX: Final = 256
+"""Stretches of rounds that are remembered; a plan's `participations_max` may be a million, which is too much to write
+down with every step of a round."""
 
 Place = tuple[int, int]
 """(round, attempt): places are ordered, and a device never goes back."""
+
+Spent = tuple[tuple[int, int, int], ...]
+"""(first round, last round, attempts contributed to in them), in order: absolute, so that no plan can reset it."""
 
 
 def first_after(here: Place, phase: Phase) -> Place:
@@ -39,7 +46,8 @@ class RoundKey:
 
     Attributes:
         id: the check-in's id.
-        private: X25519 private key, 32 bytes; empty once the upload is written down: a committee's seat has its own.
+        private: X25519 private key, 32 bytes; empty once the upload is written down, or shares are released under it: a
+            committee's seat has its own.
         public: X25519 public key, 32 bytes.
         earliest: the first attempt whose roster can have it.
         unacknowledged: the sealed check-in, until its receipt has come; then empty.
@@ -73,26 +81,48 @@ class ParticipantRecord:
         used: the last attempt for which an upload was made; there is never a second one.
         seq: of the last check-in.
         key: the key that is on offer or in use.
-        spent: (budget period, attempts that it contributed to in it).
+        spent: rounds that it contributed to, with every attempt counted.
     """
 
     seen: tuple[int, int, int] = (0, 0, 0)
     used: Place = (0, 0)
     seq: int = 0
     key: RoundKey | None = None
-    spent: tuple[int, int] = (0, 0)
+    spent: Spent = ()
 
     def is_exhausted(self, plan: Plan, number: int) -> bool:
         """Whether this device has contributed as often as the plan allows in a round's budget period."""
         allowed = plan.privacy.participations_max
-        return 0 < allowed < self.spent_after(plan, number)[1]
+        return 0 < allowed <= self.count(plan, number)
 
-    def spent_after(self, plan: Plan, number: int) -> tuple[int, int]:
-        """`spent`, once this device has contributed to an attempt of a round."""
-        period = (number - 1) // plan.privacy.period_rounds
-        return period, 1 + (self.spent[1] if self.spent[0] == period else 0)
+    def count(self, plan: Plan, number: int) -> int:
+        """Attempts that this device contributed to in a round's budget period, as this plan cuts periods.
 
-    def with_used(self, place: Place, spent: tuple[int, int]) -> ParticipantRecord:
+        A stretch that reaches into the period counts as a whole: more than was given, never less.
+        """
+        first = _period(number, plan) * plan.privacy.period_rounds + 1
+        last = first + plan.privacy.period_rounds - 1
+        return sum(count for since, until, count in self.spent if since <= last and first <= until)
+
+    def spent_after(self, plan: Plan, number: int) -> Spent:
+        """`spent`, once this device has contributed to an attempt of a round.
+
+        Where that is more than `SPENT_MAX`, the oldest two neighbours within one of the plan's periods become one
+        stretch, which costs nothing while the periods stay as they are; else the oldest two, of periods that are over.
+        """
+        kept = list(self.spent)
+        if kept and kept[-1][:2] == (number, number):
+            kept[-1] = (number, number, kept[-1][2] + 1)
+        else:
+            kept.append((number, number, 1))
+        while len(kept) > SPENT_MAX:
+            together = (i for i in range(len(kept) - 1) if _period(kept[i][0], plan) == _period(kept[i + 1][1], plan))
+            at = next(together, 0)
+            (first, until, one), (since, last, other) = kept[at : at + 2]
+            kept[at : at + 2] = [(min(first, since), max(until, last), one + other)]
+        return tuple(kept)
+
+    def with_used(self, place: Place, spent: Spent) -> ParticipantRecord:
         """The record once an attempt is used up: its private key is needed here no more."""
         key = None if self.key is None else replace(self.key, private=b"")
         return replace(self, used=place, key=key, spent=spent)
@@ -120,8 +150,8 @@ class ParticipantRecord:
         plain = _read(data, key)
         try:
             offered = RoundKey(*plain["key"]) if plain["key"] else None
-            return cls(plain["seen"], plain["used"], plain["seq"], offered, plain["spent"])
-        except (KeyError, TypeError) as fault:
+            return cls(plain["seen"], plain["used"], plain["seq"], offered, _spent(plain["spent"]))
+        except (KeyError, TypeError, ValueError) as fault:
             raise _unreadable(key, str(fault)) from fault
 
 
@@ -139,7 +169,7 @@ class StoredUpload:
     place: Place
     id: str
     sealed: bytes = field(repr=False)
-    spent: tuple[int, int]
+    spent: Spent
 
     def to_bytes(self) -> bytes:
         """msgpack."""
@@ -155,9 +185,21 @@ class StoredUpload:
         """
         plain = _read(data, key)
         try:
-            return cls(plain["place"], plain["id"], plain["sealed"], plain["spent"])
-        except (KeyError, TypeError) as fault:
+            return cls(plain["place"], plain["id"], plain["sealed"], _spent(plain["spent"]))
+        except (KeyError, TypeError, ValueError) as fault:
             raise _unreadable(key, str(fault)) from fault
+
+
+def _period(number: int, plan: Plan) -> int:
+    return (number - 1) // plan.privacy.period_rounds
+
+
+def _spent(plain: Any) -> Spent:
+    """What was written down of `ParticipantRecord.spent`: nothing that would count less than was given passes."""
+    for first, last, count in plain:
+        if not all(type(n) is int for n in (first, last, count)) or not (1 <= first <= last and count >= 1):
+            raise ValueError(f"{count!r} contributions in rounds {first!r} to {last!r}")
+    return tuple(plain)
 
 
 def _read(data: bytes, key: str) -> dict[str, Any]:
@@ -173,5 +215,5 @@ def _read(data: bytes, key: str) -> dict[str, Any]:
 def _unreadable(key: str, found: str) -> ConfigError:
     return ConfigError(
         f"stored {key}: found {found}, expected format {FORMAT}; delete the device's state directory: "
-        "it then takes part again from the next round on"
+        "it then takes part again from the next round on, and counts what it gives from nothing"
     )

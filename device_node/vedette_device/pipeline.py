@@ -8,18 +8,19 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgpack
 
 from vedette_core.machine import Effect, Publish
 from vedette_core.runtime.metrics import Metrics
 from vedette_core.runtime.storage import StateStore
+from vedette_device.behaviour_stream import BehaviourStream
 from vedette_device.detection_machine import DetectionMachine, DetectionSettings, WindowScored
 from vedette_device.detector import Detector, DetectorSettings
 from vedette_device.features import Window
 from vedette_device.inference import LoadedModel
-from vedette_device.settings import DeviceSettings, NetworkSection, SensorSection
+from vedette_device.settings import DetectorSection, DeviceSettings
 from vedette_device.sources import SourceError
 from vedette_device.streams import open_stream
 from vedette_schemas.alert import AlertModel
@@ -54,16 +55,16 @@ class Pipeline:
         ConfigError: the source cannot be opened.
     """
 
-    def __init__(
-        self, settings: DeviceSettings, section: NetworkSection | SensorSection, store: StateStore, metrics: Metrics
-    ) -> None:
+    def __init__(self, settings: DeviceSettings, section: DetectorSection, store: StateStore, metrics: Metrics) -> None:
         self.task = section.task
-        self.use_case: Literal["network", "sensor"] = "network" if isinstance(section, NetworkSection) else "sensor"
         self._section, self._store, self._metrics = section, store, metrics
         self._position = store.get(f"source/{section.task}")
         self._stream = open_stream(section, self._position)
         self.schema = self._stream.schema
+        self.use_case = self.schema.use_case
+        self._names = self._stream.names if isinstance(self._stream, BehaviourStream) else None
         self.detector = self._restore_detector()
+        self._restore_names()
         self.machine = DetectionMachine(
             settings.site,
             settings.device,
@@ -169,6 +170,8 @@ class Pipeline:
         position = self._stream.position()
         try:
             self._store.put(self._key, bytes(msgpack.packb(self.detector.to_state())))
+            if self._names is not None:
+                self._store.put(self._names_key, bytes(msgpack.packb(self._names.to_state())))
             # Behind the state: a crash between the two reads windows twice, which the detector notices, and loses none.
             if position != self._position:
                 self._store.put(f"source/{self.task}", position)
@@ -179,6 +182,19 @@ class Pipeline:
     @property
     def _key(self) -> str:
         return f"detector/{self.task}"
+
+    @property
+    def _names_key(self) -> str:
+        return f"names/{self.task}"
+
+    def _restore_names(self) -> None:
+        saved = self._store.get(self._names_key) if self._names is not None else None
+        if self._names is None or saved is None:
+            return
+        try:
+            self._names.restore(msgpack.unpackb(saved))
+        except (PeerError, ValueError, msgpack.UnpackException) as fault:
+            log.warning("%s: %s; alerts name columns until names are known again", self.task, fault)
 
     def _restore_detector(self) -> Detector:
         section = self._section
@@ -233,6 +249,8 @@ class Pipeline:
             if self.on_fault is not None:
                 self.on_fault(fault)
             return
+        if self._names is not None:
+            scored = self._names.take(tick, scored, is_armed=before[0] == "armed")
         if (self.detector.phase, self.detector.is_calibratable) != before:
             log.info("%s: %s, %d training rows", self.task, self.detector.phase, self.detector.training_rows)
             self.save()

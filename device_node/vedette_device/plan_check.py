@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vedette_core.secagg.parameters import check_plan
 from vedette_schemas.errors import RefusedError
+from vedette_schemas.features import known_as
 from vedette_schemas.round import Plan
 
 
@@ -17,8 +18,9 @@ def misfit(plan: Plan, feature_schema: str, *, plain_allowed: bool) -> str:
     """
     if plan.feature_schema != feature_schema:
         return (
-            f"found feature schema {plan.feature_schema[:16]} in its plan, expected {feature_schema[:16]}, which this "
-            "device computes: update its software, or correct its channels"
+            f"found feature schema {plan.feature_schema[:16]}{known_as(plan.feature_schema)} in its plan, expected "
+            f"{feature_schema[:16]}{known_as(feature_schema)}, which this device computes: update its software, or "
+            "correct its channels"
         )
     if not plan.masked and not plain_allowed:
         return "found a plan without masking, under which the aggregator would read this device's update"

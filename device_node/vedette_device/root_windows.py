@@ -34,7 +34,7 @@ def write_root_windows(settings: DeviceSettings, task: str, count: int, target: 
     Raises:
         ConfigError: no detector of that task, nothing learned yet, or the file exists.
     """
-    section = next((s for s in (settings.network, settings.sensor) if s is not None and s.task == task), None)
+    section = next((s for s in settings.detectors() if s.task == task), None)
     if section is None:
         raise ConfigError(f"task {task!r}: found no detector of it in the settings, expected one")
     database = Database(settings.state_dir / "device.db")

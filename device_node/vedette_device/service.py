@@ -73,9 +73,9 @@ class DeviceService:
                 f"identity: found a bundle of {self._node.id} at {self._node.site}, expected {settings.device} at "
                 f"{settings.site}; correct [identity] bundle, or site and device"
             )
-        sections = [s for s in (settings.network, settings.sensor) if s is not None]
+        sections = settings.detectors()
         if not sections:
-            raise ConfigError("settings: found no detector, expected a [network] or a [sensor] table, or both")
+            raise ConfigError("settings: found no detector, expected a [network], [sensor] or [behaviour] table")
         if len({s.task for s in sections}) != len(sections):
             raise ConfigError("settings: found two detectors of one task, expected a task each")
         self._topics = Topics(settings.site)

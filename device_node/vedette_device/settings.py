@@ -271,6 +271,42 @@ class SensorSection(Section):
     alerts: AlertSection = AlertSection()
 
 
+class BehaviourSection(Section):
+    """The behaviour detector.
+
+    Attributes:
+        task: federated task that its model belongs to.
+        source: ``live`` (this host, log files and a file of counts, at every full minute) or ``counts`` (that file
+            alone, by the times in it).
+        host: for ``live``, whether processes, sockets, traffic and logins of this host are counted.
+        logs: for ``live``, log files whose kinds of lines are counted.
+        counts: file of JSON lines with ``name``, ``count`` and, for ``counts``, ``time_s``.
+        follow: for ``counts``, whether that file still grows; a finished one is replayed.
+        key_file: file with the site's hashing key in hexadecimal; the same on all devices that learn together.
+        hash_columns: columns that names are hashed into.
+        entity: name of the host in alerts.
+        training_windows: minutes a detector learns from before it takes part.
+        calibration_windows: minutes behind them that fix its thresholds.
+    """
+
+    task: Task = "behaviour"
+    source: Literal["live", "counts"]
+    host: bool = True
+    logs: Annotated[tuple[Path, ...], Field(max_length=16)] = ()
+    counts: Path | None = None
+    follow: bool = True
+    key_file: Path
+    hash_columns: Annotated[int, Field(ge=2, le=256)] = 64
+    entity: Annotated[str, Field(pattern=f"^{ID_PATTERN}$")] = "host"
+    training_windows: Annotated[int, Field(ge=32)] = 2_880
+    calibration_windows: Annotated[int, Field(ge=20)] = 1_440
+    replay: ReplaySection = ReplaySection()
+    alerts: AlertSection = AlertSection()
+
+
+DetectorSection = NetworkSection | SensorSection | BehaviourSection
+
+
 class PolicyBrokerSection(SensorBrokerSection):
     """The site's own broker, for the rules that publish; see `SensorBrokerSection`."""
 
@@ -335,3 +371,8 @@ class DeviceSettings(Settings):
     policy: PolicySection = PolicySection()
     network: NetworkSection | None = None
     sensor: SensorSection | None = None
+    behaviour: BehaviourSection | None = None
+
+    def detectors(self) -> tuple[DetectorSection, ...]:
+        """The tables of the detectors that are there."""
+        return tuple(s for s in (self.network, self.sensor, self.behaviour) if s is not None)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
+from vedette_device.behaviour_stream import CountFileStream, LiveBehaviourStream
 from vedette_device.features import NetworkWindower, SensorWindower, Window
 from vedette_device.flow_stream import FlowLogStream
 from vedette_device.modbus_stream import SensorModbusStream
 from vedette_device.resume_points import ResumePoints
 from vedette_device.sensor_broker import site_broker_context
-from vedette_device.settings import NetworkSection, SensorSection
+from vedette_device.settings import BehaviourSection, DetectorSection, NetworkSection, SensorSection
 from vedette_device.sources import (
     CaptureFile,
     ChannelTopic,
@@ -45,7 +46,7 @@ PENDING_WINDOWS_MAX: Final = 4096
 """Windows of MQTT readings that wait for the detector; past it the oldest are dropped and counted."""
 
 
-def open_stream(section: NetworkSection | SensorSection, position: bytes | None = None) -> WindowStream:
+def open_stream(section: DetectorSection, position: bytes | None = None) -> WindowStream:
     """The stream that a detector's settings describe.
 
     Args:
@@ -60,6 +61,8 @@ def open_stream(section: NetworkSection | SensorSection, position: bytes | None 
         if section.source in ("zeek", "eve", "netflow"):
             return FlowLogStream(section, position)
         return NetworkStream(section, position)
+    if isinstance(section, BehaviourSection):
+        return LiveBehaviourStream(section) if section.source == "live" else CountFileStream(section, position)
     if section.source == "modbus":
         return SensorModbusStream(section)
     return SensorTopicStream(section) if section.source == "mqtt" else SensorFileStream(section, position)

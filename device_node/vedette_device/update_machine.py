@@ -49,6 +49,7 @@ from vedette_device.update_state import (
 from vedette_device.verified_release import Backend, VerifiedRelease, VerifiedTarget, choose_variant
 from vedette_schemas import codec
 from vedette_schemas.errors import PeerError, RefusedError
+from vedette_schemas.features import known_as
 
 
 class UpdateMachine:
@@ -236,8 +237,9 @@ class UpdateMachine:
     def _check(self, release: VerifiedRelease, target: VerifiedTarget) -> None:
         if target.custom.feature_schema != self._feature_schema:
             raise RefusedError(
-                f"found feature schema {target.custom.feature_schema[:12]}…, expected {self._feature_schema[:12]}…; "
-                "update this device's software or its task's settings",
+                f"found feature schema {target.custom.feature_schema[:12]}…{known_as(target.custom.feature_schema)}, "
+                f"expected {self._feature_schema[:12]}…{known_as(self._feature_schema)}; update this device's "
+                "software or its task's settings",
                 rule="feature-schema",
             )
         active = self._active

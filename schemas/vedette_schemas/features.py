@@ -206,6 +206,18 @@ FLOW_LOGS = FeatureSchema(
 names of single packets, so it cannot fill ``NETWORK_FLOWS``; and as flows are logged when a timer gives them up, a
 shorter window would show the timers' beat."""
 
+_PUBLISHED = {NETWORK_FLOWS.digest: "packets", FLOW_LOGS.digest: "flow-logs"}
+
+
+def known_as(digest: str) -> str:
+    """Name of a schema that is the same everywhere, in brackets behind a blank; nothing for any other digest.
+
+    Where only digests are compared, a message can then say what differs: what a device's task reads.
+    """
+    name = _PUBLISHED.get(digest)
+    return f" ({name})" if name else ""
+
+
 BEHAVIOUR_WINDOW_S = 60.0
 """Seconds over which named counts are summed: long enough for rare events to be counts, short enough to alert."""
 

@@ -20,14 +20,12 @@ from vedette_core.learning.spec import (
 )
 from vedette_core.learning.weights_file import WeightsFile, read_weights, write_weights
 from vedette_schemas.errors import PeerError
-from vedette_schemas.features import NETWORK_FLOWS, FeatureSchema, sensor_schema
+from vedette_schemas.features import NETWORK_FLOWS, FeatureSchema, behaviour_schema, sensor_schema
 
 FAMILY_SCHEMAS = {
     SEPARABLE_CNN: NETWORK_FLOWS,
     DENSE_AUTOENCODER: sensor_schema(("level_m", "inflow_l_s", "outflow_l_s")),
-    COUNTS: FeatureSchema(
-        use_case="network", version=1, columns=tuple(f"h{i:02x}" for i in range(32)), window_s=60.0, history=1
-    ),
+    COUNTS: behaviour_schema(32, "c0de"),
 }
 SPECS = {
     "flow default": flow_spec(),

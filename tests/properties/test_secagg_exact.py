@@ -22,7 +22,7 @@ from vedette_core.crypto.shamir import split
 from vedette_core.learning.round_vector import ring_of
 from vedette_core.secagg.aggregator import Unmasking, UploadEvidence
 from vedette_core.secagg.membership import committee_of
-from vedette_core.secagg.parameters import find_committee
+from vedette_core.secagg.parameters import corrupt_floor, find_committee
 from vedette_core.secagg.participant import mask_update
 from vedette_core.secagg.reconstruction import Claim, Reconstruction
 from vedette_core.secagg.secrets import box_context, box_key, commitment, others
@@ -42,8 +42,8 @@ def sizes(draw: st.DrawFn) -> dict[str, Any]:
     """A group with its committee: who is in it, who vanishes, who lies."""
     inline = draw(st.booleans())
     members = draw(wide([2, 3, 4, 5, 6, 8, 9, 13, 16, 24] if inline else [2, 3, 4, 5, 6, 8, 9, 13, 16, 32, 64]))
-    listed = members if inline else draw(wide([1, 2, 3, 4, 5, 7, 9, 12, 15, 15, 20, 33, 64]))
-    votes = draw(st.integers(listed // 2 + 1, listed))
+    listed = members if inline else draw(wide([2, 3, 4, 5, 7, 9, 12, 15, 15, 20, 33, 64]))
+    votes = draw(st.integers((listed + corrupt_floor(listed)) // 2 + 1, listed))
     found = find_committee(listed, votes_min=votes)
     alive = draw(st.integers(max(1, members // 3), members))
     answering = draw(st.integers(found.votes_min, listed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
@@ -27,11 +27,14 @@ from vedette_core.learning.update_vector import (
     RingBits,
     VectorLayout,
     add_group_sums,
+    add_ring_sums,
     add_vector,
     check_headroom,
     decode_group_mean,
+    frame_sum,
     noise_margin,
     pack_vector,
+    read_levels,
     ring_bits,
     unpack_sum,
     vector_from_bytes,
@@ -331,3 +334,35 @@ def test_merged_ranges_are_those_of_the_ranges_themselves_but_for_a_quarter_octa
     exact = min(max(r[0] for r in known), low + slack), min(max(r[1] for r in known), high + slack)
     for found, wanted in zip((-merged["h"][0], merged["h"][1]), exact, strict=True):
         assert wanted * (1 - 1e-12) <= found <= wanted * 2**0.25 * (1 + 1e-12)
+
+
+@given(data=st.data(), sigma=st.sampled_from([9.0, 300.0]), seed=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_noise_that_is_added_to_residues_is_in_the_whole_numbers(data: st.DataObject, sigma: float, seed: int) -> None:
+    """Read after the noise, sums of one group or several are what whole numbers without a width would be."""
+    group = data.draw(groups(noise_sigma=0.0, small=True))
+    weight, count = sum(group.weights), len(group.weights)
+    parts = data.draw(st.integers(1, 2))
+    frame = frame_sum(group.total(), weight, count, group.layout, group.ring)
+    total = add_ring_sums([frame] * parts)
+    assert (total.weight, total.survivors, total.modulus) == (parts * weight, parts * count, 2**group.ring)
+    assert total.clipped == parts * sum(s.clipped for s in group.statistics)
+    noise = np.rint(np.random.default_rng(seed).normal(0.0, sigma, group.encoding.padded)).astype(np.int64)
+    noised = replace(total, residues=(total.residues + noise).astype(total.residues.dtype))
+    try:
+        check_headroom(parts * weight, 1, group.encoding.bits, group.ring, sigma)
+    except RefusedError:
+        with pytest.raises(RefusedError):
+            read_levels(noised, group.encoding, sigma, 1)
+        return
+    weighted = [[w * int(v) for v in q] for q, w in zip(group.levels, group.weights, strict=True)]
+    exact = [parts * sum(column) + int(e) for column, e in zip(zip(*weighted, strict=True), noise, strict=True)]
+    assert read_levels(noised, group.encoding, sigma, 1).tolist() == exact
+    margin, limit = noise_margin(sigma, 1), group.encoding.level_max * parts * weight
+    for value, fits in ((-margin, True), (limit + margin, True), (-margin - 1, False), (limit + margin + 1, False)):
+        noised.residues[3] = value % 2**group.ring
+        if fits:
+            assert read_levels(noised, group.encoding, sigma, 1)[3] == value
+        elif limit + 2 * margin + 1 < 2**group.ring:
+            with pytest.raises(PeerError, match="coordinates"):
+                read_levels(noised, group.encoding, sigma, 1)

@@ -87,10 +87,10 @@ def test_the_noise_is_what_the_plan_says() -> None:
 
 
 def test_the_devices_noise_is_as_much_as_the_plan_says() -> None:
-    """Five devices have all of it between them; six are here."""
+    """Four devices have all of it between them, as one of five survivors may be corrupt; six are here."""
     noise = np.concatenate([x for fleet in _private_fleets(device_noise=True) for x in fleet.observer.device_noise])
     assert noise.size == 6 * 8 * 12
-    assert abs(float(noise.std()) - (6 / 5) ** 0.5) < 0.18
+    assert abs(float(noise.std()) - (6 / 4) ** 0.5) < 0.22
     assert abs(float(noise.mean())) < 0.18
 
 

@@ -266,9 +266,7 @@ def test_a_history_that_forgets(monkeypatch: Patch) -> None:
 
 
 def test_a_device_that_miscounts(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(
-        ParticipantRecord, "spent_after", lambda self, plan, number: ((number - 1) // plan.privacy.period_rounds, 1)
-    )
+    monkeypatch.setattr(ParticipantRecord, "spent_after", lambda self, plan, number: ((number, number, 1),))
     sees("gave 2 updates in period 0, and counts 1", private_fleet())
 
 

@@ -77,9 +77,10 @@ def vectors_of(
     return found
 
 
-def opened_groups(vectors: Mapping[str, Ring], rosters: Sequence[Roster] = tuple(ROSTERS)) -> list[OpenedGroup]:
+def opened_groups(
+    vectors: Mapping[str, Ring], rosters: Sequence[Roster] = tuple(ROSTERS), plan: Plan = PLAN
+) -> list[OpenedGroup]:
     """Their sums, a group at a time, in the order in which they came."""
-    plan = NOISY if rosters[0].plan == plan_bytes(NOISY)[1] else PLAN
     groups = []
     for roster in rosters:
         total, digests = zero_vector(layout_of(plan), ring_of(plan)), {}
@@ -267,7 +268,7 @@ def test_a_tensor_that_few_know_is_left_out() -> None:
 
 def noisy(**changes: Any) -> Aggregate:
     sent = vectors_of(deltas(), NOISY, NOISY_ROSTERS)
-    return aggregated(opened_groups(sent, NOISY_ROSTERS), plan=NOISY, **changes)
+    return aggregated(opened_groups(sent, NOISY_ROSTERS, NOISY), plan=NOISY, **changes)
 
 
 def test_the_event_says_what_was_released_and_the_ledger_is_only_asked() -> None:

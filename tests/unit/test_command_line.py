@@ -94,7 +94,7 @@ def test_missing_settings_file(tmp_path: Path) -> None:
 def test_device_without_a_detector(site: Path) -> None:
     done = vedette("device", "run", "-c", str(site / "config" / "gw-1.toml"))
     assert done.returncode == ExitCode.CONFIGURATION
-    assert "expected a [network] or a [sensor] table" in done.stderr
+    assert "expected a [network], [sensor] or [behaviour] table" in done.stderr
 
 
 def test_missing_capture(site: Path) -> None:

@@ -32,24 +32,28 @@ from vedette_core.crypto.agreement import KeyPair
 from vedette_core.crypto.certificate_chain import der
 from vedette_core.crypto.certificates import CertificateRole, Purpose, make_leaf
 from vedette_core.machine import Connected, Effect, Event, Persist, Publish, Tick
-from vedette_core.secagg.committee import CloseReceived, OpeningReceived
+from vedette_core.secagg.committee import CloseReceived, CommitteeMember, OpeningReceived, Seated
+from vedette_device import helper_machine
 from vedette_device.helper_machine import HelperMachine
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened
 from vedette_device.participant_messages import DeviceIdentity
-from vedette_schemas.round import CheckIn, Member, Phase, Roster, plan_bytes
+from vedette_device.participant_state import ParticipantRecord, state_key
+from vedette_schemas.round import CheckIn, Member, Phase, Roster, Upload, plan_bytes
 from vedette_schemas.secagg import Vote
 from vedette_schemas.telemetry import Receipt, ReceiptItem
 
 NAME = "opener-0"
-PLAN = plan_of(groups={"committee": "helpers", "committee_size": 1, "votes_min": 1, "threshold": 1, "corrupt_max": 0})
+SECOND = "opener-1"
+"""The other helper: nobody opens a group alone."""
+PLAN = plan_of(groups={"committee": "helpers", "committee_size": 2, "votes_min": 2, "threshold": 2, "corrupt_max": 1})
 DIGEST = plan_bytes(PLAN)[1]
 
 
-def certificate() -> bytes:
+def certificate(name: str = NAME) -> bytes:
     made = make_leaf(
         SITE._issuer,
-        SITE.node(NAME).signer.public_key,
-        holder=NAME,
+        SITE.node(name).signer.public_key,
+        holder=name,
         role=CertificateRole.COMMITTEE,
         site="plant-1",
         purpose=Purpose.SIGNING,
@@ -111,6 +115,11 @@ class Opener:
         return Member(**(values | changes))
 
     @property
+    def record(self) -> ParticipantRecord:
+        """What it has written down of itself."""
+        return ParticipantRecord.from_bytes(self.disk[state_key(TASK)], state_key(TASK))
+
+    @property
     def private_keys_on_disk(self) -> int:
         return sum(any(k.private in value for value in self.disk.values()) for k in self.keys)
 
@@ -132,7 +141,12 @@ def group(opener: Opener, **changes: Any) -> tuple[Gateway, Roster]:
     """A device that waits for its roster, and the roster with this helper in it."""
     gateway = Gateway(plan=PLAN)
     gateway.to_collecting()
-    return gateway, gateway.roster(committee=(opener.entry(),), **changes)
+    return gateway, gateway.roster(committee=committee(opener), **changes)
+
+
+def committee(opener: Opener, **changes: Any) -> tuple[Member, ...]:
+    """Both helpers, as a roster lists them."""
+    return opener.entry(**changes), member(SECOND, weight=0, role="unmask", certificate=certificate(SECOND))
 
 
 def to_seated() -> tuple[Opener, Rest]:
@@ -140,12 +154,39 @@ def to_seated() -> tuple[Opener, Rest]:
     opener = Opener()
     opener.to_collecting()
     gateway, roster = group(opener)
+    return opener, seat_in(opener, gateway, roster)
+
+
+def seat_in(opener: Opener, gateway: Gateway, roster: Roster) -> Rest:
+    """It takes a seat; everybody uploads, and the other helper waits to vote."""
     gateway.handle(RosterReceived(roster))
     train = next(e for e in gateway.effects if type(e).__name__ == "Train")
     upload = uploads(gateway.handle(gateway.finished(train)))[0]  # type: ignore[arg-type]
+    return seat_beside(opener, roster, upload_body(upload))
+
+
+def seat_beside(opener: Opener, roster: Roster, upload: Upload | None = None) -> Rest:
+    """It takes a seat in a group whose first device uploaded this, or nothing."""
     assert answer_of(opener.handle(RosterReceived(roster))) == "accepted"
-    rest = Rest(roster, PLAN, upload_body(upload))
-    return opener, rest
+    rest = Rest(roster, PLAN, upload)
+    node = CommitteeMember(topics=TOPICS, task=TASK, member=SECOND, signer=SITE.node(SECOND).signer, peers=PEERS)
+    node.handle(Seated(roster, PLAN, key_of(SECOND)), NOW)
+    rest.members = {SECOND: node}
+    return rest
+
+
+@pytest.fixture
+def two_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same devices may be a second group: who belongs where is not what these tests are about."""
+    monkeypatch.setattr(helper_machine, "check_against_plan", lambda *_: None)
+
+
+def opening_of(opener: Opener, rest: Rest) -> OpeningReceived:
+    """Both have voted."""
+    (vote,) = of_step(opener.handle(asked(rest)), "vote")
+    rest.take(vote.payload)
+    rest.vote()
+    return OpeningReceived(rest.opening())
 
 
 def asked(rest: Rest) -> CloseReceived:
@@ -182,15 +223,69 @@ def test_a_helper_votes_and_releases_once_and_erases_its_seats_key() -> None:
     opener, rest = to_seated()
     (vote,) = of_step(opener.handle(asked(rest)), "vote")
     rest.take(vote.payload)
+    rest.vote()
     opener.restart()
     assert of_step(opener.handle(asked(rest)), "vote") == [vote]
     (shares,) = of_step(opener.handle(OpeningReceived(rest.opening())), "shares")
     rest.take(shares.payload)
+    rest.release()
     assert rest.unmasking.try_open()
     assert (rest.sum() == rest.plain_sum()).all()
     opener.open(Phase.DONE)
     assert opener.machine.seats == ()
     assert not any(key_of(NAME, 0).private in value for value in opener.disk.values())
+
+
+@pytest.mark.usefixtures("two_groups")
+def test_the_private_key_goes_with_the_first_release_and_stays_away() -> None:
+    """Not only with the word that the round is over: the aggregator may never say it."""
+    opener, rest = to_seated()
+    effects = opener.handle(opening_of(opener, rest))
+    kinds = [e.key if isinstance(e, Persist) else type(e).__name__ for e in effects]
+    assert kinds.index(state_key(TASK)) < kinds.index("Publish"), "written before the shares leave"
+    assert opener.private_keys_on_disk == 0
+    opener.restart()
+    opener.handle(release_of(PLAN))
+    opener.open(Phase.UNMASK)
+    late = rest.roster.model_copy(update={"gid": 1})
+    assert answer_of(opener.handle(RosterReceived(late))) == "discarded", "the collection is over"
+    assert opener.machine.seats == (0,)
+    assert len(checkins(opener.open(Phase.CHECKIN, 1, 2))) == 1, "the next attempt gets a key of its own"
+
+
+@pytest.mark.usefixtures("two_groups")
+def test_seats_with_one_key_are_opened_each_by_itself() -> None:
+    opener = Opener()
+    opener.to_collecting()
+    gateway, roster = group(opener)
+    rest = seat_in(opener, gateway, roster)
+    other = seat_beside(opener, roster.model_copy(update={"gid": 1}))
+    assert opener.machine.seats == (0, 1)
+    assert of_step(opener.handle(opening_of(opener, rest)), "shares")
+    assert opener.record.key is not None
+    assert opener.record.key.private == b""
+    assert opener.private_keys_on_disk == 1, "the other seat has its copy"
+    opener.restart()
+    assert of_step(opener.handle(opening_of(opener, other)), "shares")
+    assert opener.private_keys_on_disk == 0
+
+
+def test_a_key_for_the_next_attempt_gets_no_seat_in_this_one() -> None:
+    """It would be seated again in the next one: one key for two attempts."""
+    opener = Opener()
+    opener.handle(release_of(PLAN))
+    opener.open(Phase.COLLECT)
+    assert opener.record.key is not None
+    assert opener.record.key.earliest == (1, 2)
+    gateway, roster = group(opener)
+    assert answer_of(opener.handle(RosterReceived(roster))) == "discarded"
+    assert opener.machine.seats == ()
+    opener.open(Phase.CHECKIN, 1, 2)
+    opener.open(Phase.COLLECT, 1, 2)
+    gateway.to_collecting(1, 2)
+    due = gateway.roster(1, 2, committee=committee(opener))
+    assert answer_of(opener.handle(RosterReceived(due))) == "accepted"
+    assert len(opener.keys) == 1
 
 
 def test_a_seat_survives_a_restart_and_ends_with_the_attempt() -> None:
@@ -227,7 +322,7 @@ def test_a_roster_that_does_not_hold_gets_no_seat(change: dict[str, Any], found:
     opener = Opener()
     opener.to_collecting()
     _, roster = group(opener)
-    forged = roster.model_copy(update={"committee": (opener.entry(**change),)})
+    forged = roster.model_copy(update={"committee": committee(opener, **change)})
     effects = opener.handle(RosterReceived(forged))
     assert answer_of(effects) == "rejected"
     assert found in notes(effects)
@@ -276,6 +371,55 @@ def test_a_roster_that_comes_before_its_rounds_state_is_not_lost() -> None:
     assert answer_of(opener.handle(RosterReceived(roster))) == "discarded"
     opener.open(Phase.COLLECT)
     assert opener.machine.seats == (0,)
+
+
+def test_a_retained_roster_of_before_does_not_replace_one_that_waits() -> None:
+    opener = Opener()
+    opener.handle(release_of(PLAN))
+    opener.open(Phase.CHECKIN, 2)
+    gateway = Gateway(plan=PLAN)
+    gateway.to_collecting(2)
+    roster = gateway.roster(2, committee=committee(opener))
+    opener.handle(RosterReceived(roster))
+    opener.handle(RosterReceived(roster.model_copy(update={"round": 1, "attempt": 16})))
+    opener.open(Phase.COLLECT, 2)
+    assert opener.machine.seats == (0,)
+
+
+def test_an_earlier_attempts_roster_does_not_replace_a_later_ones_before_either_is_here() -> None:
+    opener = Opener()
+    opener.handle(release_of(PLAN))
+    opener.open(Phase.CHECKIN, 1, 2)
+    gateway = Gateway(plan=PLAN)
+    gateway.to_collecting(1, 2)
+    roster = gateway.roster(1, 2, committee=committee(opener))
+    opener.handle(RosterReceived(roster.model_copy(update={"attempt": 3})))
+    opener.handle(RosterReceived(roster))
+    assert [r.attempt for r in opener.machine._rosters.values()] == [3]
+    opener.open(Phase.COLLECT, 1, 2)
+    assert answer_of(opener.handle(RosterReceived(roster))) == "accepted", "said again when it is due"
+
+
+def test_rosters_that_no_seat_can_come_of_are_not_kept() -> None:
+    opener = Opener()
+    opener.to_collecting()
+    _, roster = group(opener)
+
+    def hears(**changes: Any) -> None:
+        for gid in range(1, 9):
+            opener.handle(RosterReceived(roster.model_copy(update={"gid": gid, **changes})))
+
+    hears(committee=())
+    opener.handle(RosterReceived(roster))
+    assert opener.machine._rosters == {}, "neither those that are others' nor those that have become seats"
+    hears(attempt=2)
+    assert len(opener.machine._rosters) == 8
+    opener.open(Phase.DONE, 1, 2)
+    assert opener.machine._rosters == {}, "over"
+    hears(attempt=2)
+    opener.restart()
+    hears()
+    assert opener.machine._rosters == {}, "over, whatever the broker retains"
 
 
 def test_a_rejected_checkin_is_tried_again_when_the_aggregator_speaks_again() -> None:

@@ -12,12 +12,14 @@ from round_parts import AGGREGATOR, NOW, SITE, TASK, TOPICS, Stage, checkin, sea
 
 from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, TelemetryReceived
 from vedette_aggregator.round_events import CheckInReceived, SharesReceived, UploadReceived, VoteReceived
-from vedette_core.crypto.signing import KeyRing
+from vedette_core.crypto.certificate_chain import der
+from vedette_core.crypto.certificates import CertificateRole, Purpose, make_leaf
+from vedette_core.crypto.signing import Ed25519Signer, KeyRing
 from vedette_core.machine import Publish
 from vedette_schemas import codec
-from vedette_schemas.envelope import seal
+from vedette_schemas.envelope import pre_authentication_encoding, seal
 from vedette_schemas.errors import PeerError
-from vedette_schemas.round import CHECKIN_TYPE, UPLOAD_TYPE, CheckIn, Upload
+from vedette_schemas.round import CHECKIN_TYPE, OFFER_TYPE, UPLOAD_TYPE, CheckIn, Upload, offer_statement
 from vedette_schemas.secagg import SHARES_TYPE, VOTE_TYPE, Shares, Vote
 from vedette_schemas.telemetry import DeviceState, Telemetry
 from vedette_schemas.topics import FlStep
@@ -63,6 +65,34 @@ def refused(topic: str, payload: bytes, found: Intake | None = None, now: float 
 def test_a_checkin_is_believed_by_its_own_certificate() -> None:
     body = checkin("gw-00")
     assert intake().take(CHECKIN_TOPIC, sealed_checkin(body), NOW) == CheckInReceived(body)
+
+
+def test_a_checkin_shows_the_certificate_of_the_key_that_signed_it() -> None:
+    """After a renewal two of a device hold: members would know the shown one only, and refuse the whole roster."""
+    renewed = Ed25519Signer.from_seed(b"n" * 32)
+    leaf = der(
+        make_leaf(
+            SITE._issuer,
+            renewed.public_key,
+            holder="gw-00",
+            role=CertificateRole.DEVICE,
+            site="plant-1",
+            purpose=Purpose.SIGNING,
+            now=NOW,
+            serial=2**64 + 77,
+        )
+    )
+    found = intake()
+    for number, certificate in ((1, leaf), (2, SITE.node("gw-00").certificate)):
+        body = checkin("gw-00", number)
+        statement = offer_statement(TASK, "gw-00", number, body.epk, body.role)
+        offer = renewed.sign(pre_authentication_encoding(OFFER_TYPE, "gw-00", statement))
+        body = body.model_copy(update={"certificate": certificate, "offer": offer})
+        payload = seal(body, CHECKIN_TYPE, "gw-00", renewed)
+        if certificate is leaf:
+            found.take(CHECKIN_TOPIC, payload, NOW)
+        else:
+            assert refused(CHECKIN_TOPIC, payload, found) == "signature"
 
 
 def test_what_a_device_really_sends_is_believed() -> None:

@@ -217,6 +217,19 @@ def test_a_rejected_checkin_is_dropped_and_tried_again_when_the_aggregator_speak
 # -- the group --------------------------------------------------------------------------------------------------------
 
 
+def test_a_roster_goes_with_the_key_that_it_holds() -> None:
+    """A rejected check-in takes a roster along that waited for its release; so does a new key."""
+    gateway = Gateway()
+    gateway.ready()
+    gateway.open(Phase.CHECKIN)
+    gateway.open(Phase.COLLECT, model_version=1)
+    gateway.handle(RosterReceived(gateway.roster(model_version=1)))
+    gateway.receipt(checkins(gateway.effects)[-1].id, "expired: found a certificate that ended")
+    assert not any(isinstance(e, Train) for e in gateway.handle(release_of(version=1)))
+    gateway.open(Phase.CHECKIN, 2)
+    assert gateway.machine.state is S.CHECKED_IN
+
+
 def test_a_device_goes_to_the_group_that_it_computed_itself() -> None:
     gateway = Gateway()
     gateway.to_checked_in()

@@ -99,7 +99,7 @@ def test_a_training_that_failed_leaves_the_key_to_the_committees_seat_alone() ->
     assert gateway.record.key is not None
     assert gateway.record.key.private == b""
     assert seat_of(gateway).key == gateway.keys[-1]
-    assert gateway.record.spent == (0, 0), "nothing was given"
+    assert gateway.record.spent == (), "nothing was given"
 
 
 @pytest.mark.parametrize("phase", [Phase.DONE, Phase.FAILED])
@@ -260,7 +260,7 @@ def test_a_training_that_unmasking_overtakes_is_abandoned_and_the_next_attempt_a
     assert gateway.machine.state is ParticipantState.CHECKED_IN
     assert answer_of(gateway.handle(gateway.finished(train))) == "discarded"
     assert not uploads(gateway.effects)
-    assert gateway.record.spent == (0, 0)
+    assert gateway.record.spent == ()
 
 
 @pytest.mark.parametrize("uploaded", [False, True])
@@ -370,7 +370,7 @@ def test_wherever_the_power_fails_the_same_bytes_leave_or_none(crash_after: int)
     for step in ("upload", "vote", "shares"):
         left = {publish.payload for publish in of_step(gateway.effects, step)}
         assert len(left) == 1, f"{step}: {len(left)} different messages left"
-    assert gateway.record.spent == (0, 1), "the promise to the device counts one contribution"
+    assert gateway.record.spent == ((1, 1, 1),), "the promise to the device counts one contribution"
     assert gateway.record.used == (1, 1)
     assert story.roster is not None
     entry = story.roster.member(ME)
@@ -388,4 +388,4 @@ def test_a_power_cut_behind_the_upload_leaves_no_key_in_the_record() -> None:
     assert gateway.keys[-1].private in before
     gateway.restart()
     assert gateway.keys[-1].private not in gateway.disk[STATE]
-    assert gateway.record.spent == (0, 1)
+    assert gateway.record.spent == ((1, 1, 1),)

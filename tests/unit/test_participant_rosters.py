@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import msgpack
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from participant_parts import (
@@ -36,7 +39,9 @@ from vedette_device.participant_events import (
     RosterReceived,
     Train,
 )
-from vedette_schemas.round import Member, Phase, Roster, group_of, plan_bytes
+from vedette_device.participant_state import SPENT_MAX, ParticipantRecord, StoredUpload
+from vedette_schemas.errors import ConfigError
+from vedette_schemas.round import Member, Phase, Plan, PrivacyPlan, Roster, group_of, plan_bytes
 
 DAY_S = 86_400.0
 
@@ -394,8 +399,67 @@ def test_two_attempts_of_one_round_count_twice() -> None:
     gateway = Gateway(plan=SCARCE)
     gateway.to_uploaded(1, 1)
     gateway.to_uploaded(1, 2)
-    assert gateway.record.spent == (0, 2)
+    assert gateway.record.spent == ((1, 1, 2),)
     assert not checkins(gateway.open(Phase.CHECKIN, 1, 3))
+
+
+def scarce(period_rounds: int, participations_max: int = 2) -> Plan:
+    return plan_of(privacy=PrivacyPlan(participations_max=participations_max, period_rounds=period_rounds))
+
+
+def test_a_plan_with_other_periods_forgets_nothing_of_its_own_period() -> None:
+    """Periods of one round, whatever was given in them, lie within one of a thousand, too."""
+    gateway = Gateway(plan=scarce(1000))
+    gateway.to_uploaded(1)
+    gateway.plan = scarce(1)
+    gateway.to_uploaded(2)
+    gateway.plan = scarce(1000)
+    gateway.restart()
+    gateway.ready()
+    assert not checkins(gateway.open(Phase.CHECKIN, 3)), "two of two"
+    assert gateway.record.spent == ((1, 1, 1), (2, 2, 1))
+
+
+@pytest.mark.parametrize("length", [1, 7, 1000, 1_000_000])
+def test_under_one_plan_the_count_is_exact_however_long_it_is(length: int) -> None:
+    plan, record, given = scarce(length), ParticipantRecord(), list[int]()
+    for number in range(1, 3001, 2):
+        for _ in range(1 + number % 3):
+            record = replace(record, spent=record.spent_after(plan, number))
+            given.append(number)
+        period = (number - 1) // length
+        assert record.count(plan, number) == sum((n - 1) // length == period for n in given)
+        assert len(record.spent) <= SPENT_MAX
+    assert sum(count for _, _, count in record.spent) == len(given)
+    assert ParticipantRecord.from_bytes(record.to_bytes(), "here") == record
+
+
+def test_under_plans_that_change_the_count_is_never_less_than_what_was_given() -> None:
+    rng = random.Random(7)
+    record, given, number = ParticipantRecord(), list[int](), 1
+    for _ in range(3000):
+        number += rng.choice([0, 1, 1, 5])
+        length = rng.choice([1, 2, 3, 10, 999, 1000, 5000, 1_000_000])
+        plan = scarce(length)
+        record = replace(record, spent=record.spent_after(plan, number))
+        given.append(number)
+        period = (number - 1) // length
+        assert record.count(plan, number) >= sum((n - 1) // length == period for n in given)
+        assert len(record.spent) <= SPENT_MAX
+        assert record.is_exhausted(scarce(1_000_000, len(given)), number)
+
+
+@pytest.mark.parametrize("spent", [(0, 2), ((1, 1),), ((3, 2, 1),), ((1, 1, 0),), ((1, 1, 1.5),), None, 7], ids=str)
+def test_a_count_of_another_form_is_not_read(spent: Any) -> None:
+    """Of the first form, too: which rounds it counted can no longer be said."""
+    damaged = replace(ParticipantRecord(), spent=spent)
+    with pytest.raises(ConfigError, match="stored here: found .* expected format 2"):
+        ParticipantRecord.from_bytes(damaged.to_bytes(), "here")
+    with pytest.raises(ConfigError, match="stored here: found .* expected format 2"):
+        StoredUpload.from_bytes(StoredUpload((1, 1), "up", b"", spent).to_bytes(), "here")
+    first = msgpack.unpackb(ParticipantRecord().to_bytes()) | {"format": 1, "spent": (0, 2)}
+    with pytest.raises(ConfigError, match="found another format"):
+        ParticipantRecord.from_bytes(msgpack.packb(first), "here")
 
 
 def test_a_roster_does_not_make_a_device_pass_its_promise() -> None:

@@ -87,6 +87,16 @@ def test_the_noisy_share_has_the_noise_that_was_asked_for() -> None:
     assert shares.std() == pytest.approx(0.05, rel=0.05)
 
 
+@pytest.mark.parametrize("modulus", [2**16, 2**32])
+def test_a_count_is_noised_as_a_residue_and_read_afterwards(modulus: int) -> None:
+    """A liar's count at either end of the ring: one device more or less moves the share by what one device can."""
+    for count in (0, 100, modulus // 2, modulus - 1):
+        here, there = (noisy_clipped_share(c % modulus, 100, 5.0, entropy_of(3), modulus) for c in (count, count + 1))
+        assert abs(there - here) <= 0.01 + 1e-9
+    assert noisy_clipped_share(10_000, 100, 5.0, entropy_of(3), modulus) == 1.0 + 8 * 0.05
+    assert noisy_clipped_share(modulus - 9_000, 100, 5.0, entropy_of(3), modulus) == -8 * 0.05
+
+
 def test_a_count_without_enough_noise_is_not_released() -> None:
     with pytest.raises(RefusedError):
         noisy_clipped_share(3, 10, 0.0, entropy_of(1))
@@ -106,7 +116,9 @@ def test_a_count_without_enough_noise_is_not_released() -> None:
         lambda: count_sigma(0, 1.0),
         lambda: count_sigma(1, math.nan),
         lambda: sum_multiplier(0.0, 1.0),
-        lambda: noisy_clipped_share(11, 10, 5.0, entropy_of(0)),
+        lambda: noisy_clipped_share(-1, 10, 5.0, entropy_of(0)),
+        lambda: noisy_clipped_share(2**16, 10, 5.0, entropy_of(0), 2**16),
+        lambda: noisy_clipped_share(3, 2**16, 5.0, entropy_of(0), 2**16),
         lambda: noisy_clipped_share(0, 0, 5.0, entropy_of(0)),
     ],
 )

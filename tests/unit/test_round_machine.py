@@ -15,6 +15,7 @@ from round_parts import (
     Stage,
     beacon,
     checkin,
+    keys_of,
     plain_vector,
     plan_of,
     root_answer,
@@ -195,6 +196,21 @@ def test_a_late_checkin_counts_for_the_next_round() -> None:
     stage.handle(CheckInReceived(checkin("gw-00", 2)))
     stage.handle(Tick(), stage.rounds.checkin_s)
     assert {m.device for r in rosters(stage.effects) for m in r.members} == {"gw-00", "gw-03"}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_key_that_another_device_offered_first_is_refused(restarted: bool) -> None:
+    """Members refuse a roster in which two have one key: two devices could stop their group with it."""
+    stage = stage_in(S.CHECKIN)
+    stage.handle(CheckInReceived(checkin("gw-00", 5)))
+    if restarted:
+        stage.restart()
+    key = keys_of("gw-00", 5).public
+    stolen = checkin("gw-01", 6, epk=key, id=checkin_id(TASK, key))
+    assert receipts(stage.handle(CheckInReceived(stolen)))[0].reason.startswith("key: ")
+    assert "gw-01" not in stage.machine._book.devices
+    stage.handle(CheckInReceived(checkin("gw-00", 7)))
+    assert not receipts(stage.handle(CheckInReceived(stolen)))[0].reason, "nobody offers it any more"
 
 
 def test_an_older_checkin_never_replaces_a_newer_one() -> None:

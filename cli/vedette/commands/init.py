@@ -22,4 +22,4 @@ def init(
     typer.echo(f"  vedette broker run -c {made.broker_config}")
     typer.echo(f"  vedette aggregator run -c {made.aggregator_config}")
     for config in made.device_configs.values():
-        typer.echo(f"  vedette device run -c {config}    # give it a source first: [network] or [sensor]")
+        typer.echo(f"  vedette device run -c {config}    # give it a source first: [network], [sensor] or [behaviour]")

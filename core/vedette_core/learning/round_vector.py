@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,22 @@ import numpy.typing as npt
 from vedette_core.learning.encoding import EncodedUpdate, Encoding, encode, rotation_seed
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.statistics_slots import LocalStatistics
-from vedette_core.learning.update_vector import GroupSum, VectorLayout, pack_vector, ring_bits, unpack_sum
+from vedette_core.learning.update_vector import (
+    GroupSum,
+    RingSum,
+    VectorLayout,
+    frame_sum,
+    pack_vector,
+    ring_bits,
+    unpack_sum,
+)
 from vedette_schemas.round import Plan, Roster
 
 Ring = npt.NDArray[np.unsignedinteger[Any]]
+
+NOISE_SPARE: Final = 1.05
+"""The aggregator's noise is at most so many times z · W · C: 1.001 for rounding that lengthens an update, and 1.033
+where the same z pays for the count of clipped updates."""
 
 
 def encoding_of(plan: Plan, roster: Roster) -> Encoding:
@@ -37,13 +49,32 @@ def layout_of(plan: Plan) -> VectorLayout:
 
 
 def ring_of(plan: Plan) -> Literal[16, 32]:
-    """Bits of the ring that a plan's sums are taken in.
+    """Bits of the ring that a plan's sums are taken in, and noised in.
+
+    Noise of the devices or of the aggregator has room in it beside the sum that it is added to: a group's, or that of
+    all groups.
 
     Raises:
         RefusedError: no ring is wide enough.
     """
+    update, groups = plan.update, plan.groups
+    sigma = aggregator_sigma_max(plan)
+    if sigma == 0.0:
+        return ring_bits(groups.members_max, update.weight_max, update.bits, update.noise_sigma)
+    most = groups.members_max
+    if plan.privacy.scope == "total":
+        most = max(most, min(groups.groups * groups.members_max, groups.checkins_max))
+    return ring_bits(most, update.weight_max, update.bits, sigma, 1)
+
+
+def aggregator_sigma_max(plan: Plan) -> float:
+    """Largest standard deviation of the noise that the aggregator adds to a sum, in levels of the weighted sum; 0
+    where there is none, or the devices bring it."""
     update = plan.update
-    return ring_bits(plan.groups.members_max, update.weight_max, update.bits, update.noise_sigma)
+    if plan.privacy.noise_multiplier == 0.0 or update.noise_sigma > 0.0:
+        return 0.0
+    step = Encoding(plan.dimension, update.clip_norm, b"", update.bits).step
+    return NOISE_SPARE * plan.privacy.noise_multiplier * update.weight_max * update.clip_norm / step
 
 
 def vector_bytes(plan: Plan) -> int:
@@ -93,7 +124,7 @@ def make_vector(
 
 
 def read_sum(plan: Plan, roster: Roster, survivors: Collection[str], total: Ring) -> GroupSum:
-    """What the sum of a group's vectors says, checked.
+    """What the sum of a group's vectors says, checked. Where noise is to hide it, see `read_frame`.
 
     Args:
         plan: the roster's.
@@ -114,3 +145,19 @@ def read_sum(plan: Plan, roster: Roster, survivors: Collection[str], total: Ring
         ring_of(plan),
         noise_sigma=plan.update.noise_sigma,
     )
+
+
+def read_frame(plan: Plan, roster: Roster, survivors: Collection[str], total: Ring) -> RingSum:
+    """The sum of a group's vectors, of which only canaries and weight were looked at: it can be noised as it is.
+
+    Args:
+        plan: the roster's.
+        roster: the group's.
+        survivors: ids of those whose vectors are in the sum.
+        total: the sum, without masks.
+
+    Raises:
+        PeerError: a canary or the weight is wrong, whatever the updates are: the group is dropped.
+    """
+    weight = sum(m.weight for m in roster.members if m.device in survivors)
+    return frame_sum(total, weight, len(survivors), layout_of(plan), ring_of(plan))

@@ -10,8 +10,10 @@ times the largest level; every histogram counts each survivor once. A vector tha
 not removed, fails this and costs its group. What passes is bounded by the same checks, and by nothing else: a device
 that knows the format can still send a wrong, well-formed update.
 
-The devices' noise shares, where the plan asks for them, are on the coordinates alone. The control slots' sums are
-exact, and whatever guarantee the noise gives does not cover them.
+Where noise is to hide what one device said, only canaries and weights may be checked on the exact sum: honest devices
+say the same there whatever their data are. The rest stays residues (`RingSum`) until the noise is on it. Whether a
+coordinate is out of range, or how far a sum has wrapped, is otherwise an answer about the others' exact sum to whoever
+chose one of its terms. The devices' noise shares are on the coordinates alone.
 
 Source: Bonawitz et al. 2017, CCS, section 4 (sums of masked vectors modulo R); Kairouz et al. 2021, arXiv 2102.06387,
 section 3 (residues that are read as centred).
@@ -20,7 +22,7 @@ section 3 (residues that are read as centred).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -97,7 +99,7 @@ class GroupSum:
         levels: ``(coordinates,)`` int64 sums of weighted levels, with noise where the plan asks for it.
         weight: sum of the survivors' weights, ≥ 1.
         survivors: how many they are, ≥ 1.
-        clipped: how many of them were clipped.
+        clipped: how many of them were clipped; 0 where noise hides it.
         statistics: of their training, if the layout has them.
     """
 
@@ -108,57 +110,82 @@ class GroupSum:
     statistics: StatisticsSum | None = None
 
 
-def ring_bits(members_max: int, weight_max: int, bits: Bits, noise_sigma: float = 0.0) -> RingBits:
-    """Width of the ring that no sum of a group can overrun: 16 bits if that will do, else 32.
+@dataclass(frozen=True, slots=True, eq=False)
+class RingSum:
+    """A sum that is not read yet: of a group's vectors, or of several groups' (`add_ring_sums`).
+
+    Attributes:
+        residues: ``(coordinates,)`` little-endian uint16 or uint32 sums of weighted levels.
+        clipped: residue of how many were clipped.
+        weight: sum of the survivors' weights, ≥ 1.
+        survivors: how many they are, ≥ 1.
+    """
+
+    residues: RingArray = field(repr=False)
+    clipped: int
+    weight: int
+    survivors: int
+
+    @property
+    def modulus(self) -> int:
+        """Elements of the ring: 2^16 or 2^32."""
+        return int(2 ** (8 * self.residues.dtype.itemsize))
+
+
+def ring_bits(
+    members_max: int, weight_max: int, bits: Bits, noise_sigma: float = 0.0, noise_draws: int | None = None
+) -> RingBits:
+    """Width of the ring that no sum can overrun: 16 bits if that will do, else 32.
 
     Args:
-        members_max: largest group, ≥ 1.
+        members_max: most devices in a sum, ≥ 1.
         weight_max: largest weight, ≥ 1.
         bits: width of a level.
-        noise_sigma: as in `vedette_core.learning.encoding.encode`.
+        noise_sigma: standard deviation in levels of each draw of noise that is in the sum; 0 is none.
+        noise_draws: how many there are; one a device where left out.
 
     Raises:
         RefusedError: 32 bits are too few; groups, weights or noise must be smaller.
     """
     if members_max < 1 or weight_max < 1:
         raise ValueError(f"ring: found {members_max} members of weight up to {weight_max}, expected at least 1 of each")
-    total = members_max * weight_max
-    if _span(total, members_max, bits, noise_sigma) < 2**16:
+    total, draws = members_max * weight_max, members_max if noise_draws is None else noise_draws
+    if _span(total, draws, bits, noise_sigma) < 2**16:
         return 16
-    check_headroom(total, members_max, bits, 32, noise_sigma)
+    check_headroom(total, draws, bits, 32, noise_sigma)
     return 32
 
 
 def check_headroom(
-    weight_sum_max: int, members_max: int, bits: Bits, ring_bits: RingBits, noise_sigma: float = 0.0
+    weight_sum_max: int, noise_draws: int, bits: Bits, ring_bits: RingBits, noise_sigma: float = 0.0
 ) -> None:
     """A ring must hold every sum there can be, and what the noise adds to it on both sides.
 
     Args:
         weight_sum_max: largest sum of weights.
-        members_max: most devices whose noise is in the sum.
+        noise_draws: most draws of noise that are in the sum: one a device, or one.
         bits: width of a level.
         ring_bits: width of the ring.
-        noise_sigma: as in `vedette_core.learning.encoding.encode`.
+        noise_sigma: standard deviation of each in levels; 0 is none.
 
     Raises:
         RefusedError: it does not.
     """
-    span = _span(weight_sum_max, members_max, bits, noise_sigma)
+    span = _span(weight_sum_max, noise_draws, bits, noise_sigma)
     if span >= 2**ring_bits:
         raise RefusedError(
-            f"ring of {ring_bits} bits: found sums over {span + 1} values ({members_max} devices of weight "
-            f"{weight_sum_max} together, levels of {bits} bits, noise of {noise_sigma:g} levels each), "
+            f"ring of {ring_bits} bits: found sums over {span + 1} values (devices of weight {weight_sum_max} "
+            f"together, levels of {bits} bits, {noise_draws} times noise of {noise_sigma:g} levels), "
             f"expected at most {2**ring_bits}",
             rule="ring",
         )
 
 
-def noise_margin(noise_sigma: float, devices: int) -> int:
-    """How far the noise of so many devices may carry a sum: `NOISE_SIGMAS` standard deviations of the rounded noise."""
+def noise_margin(noise_sigma: float, draws: int) -> int:
+    """How far so many draws of noise may carry a sum: `NOISE_SIGMAS` standard deviations of the rounded noise."""
     if noise_sigma == 0.0:
         return 0
-    return math.ceil(NOISE_SIGMAS * math.sqrt(devices * (noise_sigma**2 + 1.0 / 12.0)))
+    return math.ceil(NOISE_SIGMAS * math.sqrt(draws * (noise_sigma**2 + 1.0 / 12.0)))
 
 
 def pack_vector(
@@ -266,34 +293,94 @@ def unpack_sum(
         ValueError: the arguments do not belong together.
     """
     _check_layout(layout, encoding)
+    framed = frame_sum(total, weight_sum, survivors, layout, ring_bits)
+    levels = read_levels(framed, encoding, noise_sigma, survivors)
+    clipped = framed.clipped
+    if clipped > survivors:
+        raise PeerError(f"sum of a group: found {clipped} clipped of {survivors} updates", reason="statistics")
+    statistics = None
+    if layout.statistics:
+        control = total[layout.content()].astype(np.int64)
+        statistics = read_statistics(control[2:], weight_sum, survivors, layout.tensors)
+    return GroupSum(levels, weight_sum, survivors, clipped, statistics)
+
+
+def frame_sum(total: RingArray, weight_sum: int, survivors: int, layout: VectorLayout, ring_bits: RingBits) -> RingSum:
+    """Check of a sum what honest vectors have alike whatever their data are, and read nothing else.
+
+    Args:
+        total: ``(layout.length,)`` of the ring; left as it is, and the result looks into it.
+        weight_sum: sum of the survivors' weights, which is public.
+        survivors: how many vectors are in the sum.
+        layout: the round's.
+        ring_bits: the round's.
+
+    Raises:
+        PeerError: a canary is not zero, or the weight another (reasons ``canary``, ``weight``): the group is dropped.
+        ValueError: the arguments do not belong together.
+    """
     if total.shape != (layout.length,) or total.dtype != _ring_type(ring_bits):
         raise ValueError(f"sum: found {total.dtype} {total.shape}, expected {ring_bits} bits, ({layout.length},)")
     if not 1 <= survivors <= weight_sum:
         raise ValueError(f"sum: found {survivors} survivors of weight {weight_sum}, expected 1 or more, of 1 or more")
-    check_headroom(weight_sum, survivors, encoding.bits, ring_bits, noise_sigma)
     spoilt = int(np.count_nonzero(total[layout.canaries()]))
     if spoilt:
         raise PeerError(
             f"sum of a group: found {spoilt} of {CANARIES} canaries not zero, expected none", reason="canary"
         )
-    control = total[layout.content()].astype(np.int64)
-    if int(control[0]) != weight_sum:
-        raise PeerError(f"sum of a group: found weight {control[0]}, expected {weight_sum}", reason="weight")
-    limit = encoding.level_max * weight_sum
-    margin = noise_margin(noise_sigma, survivors)
-    levels = _centred(total[: layout.coordinates], limit, ring_bits)
+    weight, clipped = (int(value) for value in total[layout.content()[:2]])
+    if weight != weight_sum:
+        raise PeerError(f"sum of a group: found weight {weight}, expected {weight_sum}", reason="weight")
+    return RingSum(total[: layout.coordinates], clipped, weight_sum, survivors)
+
+
+def add_ring_sums(sums: Sequence[RingSum]) -> RingSum:
+    """The sum of several groups of one attempt, still as residues.
+
+    Raises:
+        ValueError: no group, or groups of different layouts or rings.
+    """
+    if not sums:
+        raise ValueError("groups: found none, expected at least one")
+    residues = sums[0].residues.copy()
+    for more in sums[1:]:
+        add_vector(residues, more.residues)
+    return RingSum(
+        residues,
+        sum(s.clipped for s in sums) % sums[0].modulus,
+        sum(s.weight for s in sums),
+        sum(s.survivors for s in sums),
+    )
+
+
+def read_levels(total: RingSum, encoding: Encoding, noise_sigma: float, noise_draws: int) -> Sums:
+    """The whole numbers behind a sum's residues, each within what its weight and its noise can give.
+
+    Args:
+        total: with all of its noise.
+        encoding: the round's.
+        noise_sigma: standard deviation in levels of each draw of noise that is in it; 0 is none.
+        noise_draws: how many there are.
+
+    Returns:
+        ``(coordinates,)`` int64.
+
+    Raises:
+        PeerError: a coordinate is farther off than the noise explains (reason ``limit``).
+        RefusedError: the ring is too narrow for this weight and noise to be read without doubt.
+    """
+    ring: RingBits = 16 if total.residues.dtype.itemsize == 2 else 32
+    check_headroom(total.weight, noise_draws, encoding.bits, ring, noise_sigma)
+    limit, margin = encoding.level_max * total.weight, noise_margin(noise_sigma, noise_draws)
+    levels = _centred(total.residues, limit, ring)
     least, most = int(levels.min()), int(levels.max())
     if least < -margin or most > limit + margin:
         raise PeerError(
-            f"sum of a group: found coordinates {least} to {most} for a weight of {weight_sum}, "
+            f"sum of a group: found coordinates {least} to {most} for a weight of {total.weight}, "
             f"expected {-margin} to {limit + margin}",
             reason="limit",
         )
-    clipped = int(control[1])
-    if clipped > survivors:
-        raise PeerError(f"sum of a group: found {clipped} clipped of {survivors} updates", reason="statistics")
-    statistics = read_statistics(control[2:], weight_sum, survivors, layout.tensors) if layout.statistics else None
-    return GroupSum(levels, weight_sum, survivors, clipped, statistics)
+    return levels
 
 
 def add_group_sums(sums: Iterable[GroupSum]) -> GroupSum:
@@ -345,9 +432,9 @@ def _ring_type(ring_bits: RingBits) -> np.dtype[np.unsignedinteger[Any]]:
     return np.dtype("<u2" if ring_bits == 16 else "<u4")
 
 
-def _span(weight_sum: int, devices: int, bits: Bits, noise_sigma: float) -> int:
+def _span(weight_sum: int, noise_draws: int, bits: Bits, noise_sigma: float) -> int:
     """Largest sum less the smallest."""
-    return weight_sum * ((1 << bits) - 1) + 2 * noise_margin(noise_sigma, devices)
+    return weight_sum * ((1 << bits) - 1) + 2 * noise_margin(noise_sigma, noise_draws)
 
 
 def _centred(residues: RingArray, limit: int, ring_bits: RingBits) -> Sums:

@@ -25,6 +25,8 @@ COUNT_SIGMA_SHARE: Final = 0.05
 """Noise of the count over the number of devices, as the paper recommends."""
 COUNT_SIGMA_MULTIPLIERS: Final = 2.0
 """Least noise of the count, in noise multipliers: then the sum needs at most 3.3 % more. Rules in small fleets."""
+SHARE_SIGMAS: Final = 8.0
+"""A noised share is taken as this many standard deviations below 0 or above 1 at most."""
 COUNT_SCALE: Final = 2**10
 """The count is noised in steps of 1/1,024 of a device, so that rounding is small against its noise."""
 
@@ -116,20 +118,29 @@ def sum_multiplier(noise_multiplier: float, count_sigma: float) -> float:
     return noise_multiplier / math.sqrt((1.0 - ratio) * (1.0 + ratio))
 
 
-def noisy_clipped_share(clipped: int, devices: int, count_sigma: float, entropy: Entropy) -> float:
-    """The share of devices that clipped, with its noise: may be below 0 or above 1.
+def noisy_clipped_share(
+    clipped: int, devices: int, count_sigma: float, entropy: Entropy, modulus: int = 2**32
+) -> float:
+    """The share of devices that clipped, with its noise: may be below 0 or above 1, by `SHARE_SIGMAS` of it at most.
+
+    The count is a residue, and is noised as one: a liar can make it anything, and whether the exact one is possible
+    would tell of the others. What such a liar can do is choose the share.
 
     Args:
-        clipped: how many clipped, 0…`devices`.
+        clipped: residue of how many clipped, 0…`modulus` − 1.
         devices: how many took part, ≥ 1.
         count_sigma: σ_b, in devices.
         entropy: asked once.
+        modulus: of the ring that the count was summed in, > `devices`, even.
 
     Raises:
         RefusedError: the noise is too small or too large to be exact.
-        ValueError: a count is out of its range.
+        ValueError: an argument is out of its range.
     """
-    if not 0 <= clipped <= devices or devices < 1:
-        raise ValueError(f"found {clipped} of {devices} devices clipped, expected 0 to all of at least one")
-    scaled = np.array([clipped * COUNT_SCALE], np.int64)
-    return float(add_noise(scaled, count_sigma * COUNT_SCALE, entropy)[0]) / (COUNT_SCALE * devices)
+    if not (0 <= clipped < modulus and 1 <= devices < modulus and modulus % 2 == 0):
+        raise ValueError(f"found {clipped} of {devices} devices clipped modulo {modulus}, expected residues of devices")
+    noised = int(add_noise(np.array([clipped * COUNT_SCALE], np.int64), count_sigma * COUNT_SCALE, entropy)[0])
+    low = COUNT_SCALE * (devices - modulus) // 2
+    share = ((noised - low) % (COUNT_SCALE * modulus) + low) / (COUNT_SCALE * devices)
+    spare = SHARE_SIGMAS * count_sigma / devices
+    return min(1.0 + spare, max(-spare, share))

@@ -80,23 +80,22 @@ def noise_sigma(noise_multiplier: float, clip_norm: float, weight_max: int, step
     return _checked(noise_multiplier * sensitivity(clip_norm, weight_max, step))
 
 
-def device_share_sigma(sigma: float, survivors_min: int) -> float:
-    """Standard deviation of each device's share, so that any `survivors_min` shares have at least σ together.
+def device_share_sigma(sigma: float, honest_min: int) -> float:
+    """Standard deviation of each device's share, so that any `honest_min` shares have at least σ together.
 
-    The guarantee against whoever sees the sum counts only devices that do add their share: leave out of `survivors_min`
-    those that may not.
+    The guarantee counts only devices that do add their share: corrupt ones may add none, and know what they added.
 
     Args:
         sigma: σ of the whole, in levels.
-        survivors_min: fewest devices whose shares are in a sum that is opened, ≥ 1.
+        honest_min: fewest honest devices whose shares are in a sum that is opened, ≥ 1.
 
     Raises:
         RefusedError: a share is outside of `SIGMA_MIN`…`SIGMA_MAX`.
-        ValueError: `survivors_min` is below 1.
+        ValueError: `honest_min` is below 1.
     """
-    if survivors_min < 1:
-        raise ValueError(f"survivors_min: found {survivors_min}, expected at least 1")
-    return _checked(sigma / math.sqrt(survivors_min))
+    if honest_min < 1:
+        raise ValueError(f"honest_min: found {honest_min}, expected at least 1")
+    return _checked(sigma / math.sqrt(honest_min))
 
 
 def add_noise(sums: Sums, sigma: float, entropy: Entropy) -> Sums:

@@ -5,7 +5,7 @@ set and t shares needed for a secret:
 
 - one survivor set only: two sets need 2q votes from L − c honest members, who vote once, and c who vote twice, so that
   **2q > L + c** excludes them;
-- what is not released stays secret: **t ≥ c + 1**;
+- what is not released stays secret: **t ≥ c + 1**, and c is never less than about a quarter of L (`corrupt_floor`);
 - a certificate suffices to open: **t ≤ q**;
 - anonymity: every honest member refuses fewer than `survivors_min` survivors, whatever the aggregator says is there.
 
@@ -18,11 +18,14 @@ Source: `docs/protocol.md` §5; the quorum argument is that of Byzantine quorum 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
 from vedette_core.crypto.agreement import BOX_OVERHEAD
+from vedette_core.learning.encoding import Encoding
 from vedette_core.learning.round_vector import vector_bytes
+from vedette_core.privacy.noise import noise_sigma
 from vedette_schemas.codec import PAYLOAD_BYTES_MAX
 from vedette_schemas.errors import RefusedError
 from vedette_schemas.round import COMMITTEE_MAX, DIGEST_BYTES, GROUP_MEMBERS_MAX, VECTOR_BYTES_MAX, GroupPlan, Plan
@@ -32,6 +35,9 @@ SURVIVORS_FLOOR: Final = 5
 """Fewest devices whose sum may ever be opened, whatever a plan says."""
 PRIVATE_BITS_MIN: Final = 8
 """Coarser levels may exceed the clip norm by more than the noise's sensitivity allows for."""
+HONEST_SURVIVORS_MIN: Final = 2
+"""Survivors of a group that are taken to be honest where its members are not the committee, so that nothing in the plan
+bounds how many are corrupt: as few as the promise of masked sums supposes (`docs/threat-model.md`)."""
 HELPERS_DEFAULT: Final = 15
 """Committee of helper services: four may be corrupt, or five away."""
 
@@ -64,22 +70,33 @@ class Committee:
         return self.size - self.votes_min
 
 
+def corrupt_floor(size: int) -> int:
+    """Fewest corrupt members that a plan's committee of a size must withstand: a quarter of the others, never none."""
+    return max(1, (size - 1) // 4)
+
+
 def find_committee(size: int, *, votes_min: int | None = None) -> Committee:
     """The committee of a size that tolerates corrupt and absent members about alike: q = t = ⌈2L/3⌉, c = 2q − L − 1.
 
+    Of three members all must vote: with two votes a single corrupt one would be too many.
+
     Args:
-        size: L, 1…`COMMITTEE_MAX`.
-        votes_min: q, where the operator wants another; at least a majority.
+        size: L, 2…`COMMITTEE_MAX`: one alone could open everything.
+        votes_min: q, where the operator wants another; a majority, and enough for `corrupt_floor`.
 
     Raises:
         RefusedError: no such committee.
     """
-    if not 1 <= size <= COMMITTEE_MAX:
-        raise _unsafe("committee", f"a committee of {size}", f"1 to {COMMITTEE_MAX} members")
-    votes = -(-2 * size // 3) if votes_min is None else votes_min
+    if not 2 <= size <= COMMITTEE_MAX:
+        raise _unsafe("committee", f"a committee of {size}", f"2 to {COMMITTEE_MAX} members")
+    usual = 3 if size == 3 else -(-2 * size // 3)
+    votes = usual if votes_min is None else votes_min
     if not size < 2 * votes <= 2 * size:
         raise _unsafe("quorum", f"{votes} votes of {size}", "more than half, and no more than there are")
-    return Committee(size, votes, votes, 2 * votes - size - 1)
+    found = Committee(size, votes, votes, 2 * votes - size - 1)
+    if found.corrupt_max < corrupt_floor(size):
+        raise _unsafe("secrecy", f"{votes} votes of {size}", f"so many that {corrupt_floor(size)} may be corrupt")
+    return found
 
 
 def find_survivors_min(group_size: int) -> int:
@@ -186,9 +203,9 @@ def _check_committee(groups: GroupPlan) -> None:
         raise _unsafe("secrecy", f"threshold {threshold} with {corrupt} corrupt", f"at least {corrupt + 1}")
     if threshold > votes:
         raise _unsafe("liveness", f"threshold {threshold} above votes_min {votes}", f"at most {votes}")
-    if groups.committee == "inline" and corrupt < 1:
-        # With t = c + 1 = 1 any member could open everything by itself.
-        raise _unsafe("secrecy", "an inline committee in which nobody may be corrupt", "corrupt_max 1 or more")
+    if corrupt < corrupt_floor(size):
+        # Whoever signs the plan chooses c: it must not make everybody's secrets a matter of one or two members.
+        raise _unsafe("secrecy", f"corrupt_max {corrupt} of {size} members", f"at least {corrupt_floor(size)}")
     if groups.committee == "inline" and groups.survivors_min <= corrupt + 1:
         # Corrupt committee members are members of the group: their own updates hide nobody.
         raise _unsafe(
@@ -211,6 +228,22 @@ def _check_privacy(plan: Plan) -> None:
             raise _unsafe("noise", f"noise on levels of {plan.update.bits} bits", f"at least {PRIVATE_BITS_MIN} bits")
         if plan.update.statistics:
             raise _unsafe("statistics", "noise, and statistics that get none", "statistics = false")
+        if plan.update.noise_sigma > 0:
+            _check_shares_of_noise(plan)
+
+
+def _check_shares_of_noise(plan: Plan) -> None:
+    """The devices' shares must make the whole noise although corrupt survivors bring none."""
+    update, groups = plan.update, plan.groups
+    step = Encoding(plan.dimension, update.clip_norm, b"", update.bits).step
+    whole = noise_sigma(plan.privacy.noise_multiplier, update.clip_norm, update.weight_max, step)
+    honest = groups.survivors_min - groups.corrupt_max if groups.committee == "inline" else HONEST_SURVIVORS_MIN
+    if update.noise_sigma * math.sqrt(honest) < whole * (1.0 - 1e-9):
+        raise _unsafe(
+            "noise",
+            f"noise_sigma {update.noise_sigma:g} of each device, of whom {honest} must be honest",
+            f"at least {whole / math.sqrt(honest):g}",
+        )
 
 
 def _unsafe(rule: str, found: str, expected: str) -> RefusedError:

@@ -105,7 +105,8 @@ class RobustScaler:
             raise ConfigError("scaler has a centre or scale that is not finite, or a scale that is not positive")
         if not set(self.transforms) <= set(get_args(Transform)):
             raise ConfigError(
-                f"scaler has transforms {sorted(set(self.transforms))}, expected some of {', '.join(get_args(Transform))}"
+                f"scaler has transforms {sorted(set(self.transforms))}, "
+                f"expected some of {', '.join(get_args(Transform))}"
             )
 
     @classmethod

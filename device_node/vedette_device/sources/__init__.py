@@ -5,10 +5,12 @@ A packet source (``PacketSource``) reads a capture file, a file that still grows
 *empty* batch when nothing has come yet, and ``None`` when nothing more will ever come.
 
 A flow log (``FlowLog``) is read line by line (``LineFollower``) by one parser a format; registers are asked for
-(``ModbusPoller``); host behaviour and log lines become named counts (``HostBehaviour``, ``LogLineCounts``).
+(``ModbusPoller``); host behaviour and log lines become named counts (``HostBehaviour``, ``LogLineCounts``), and any
+program may write its own (``CountLines``).
 """
 
 from vedette_device.sources.capture_file import CaptureFile
+from vedette_device.sources.count_lines import CountLines, TimedCount
 from vedette_device.sources.counts import NamedCounts
 from vedette_device.sources.csv_file import CsvFile
 from vedette_device.sources.errors import (
@@ -36,6 +38,7 @@ __all__ = [
     "CaptureFormatError",
     "CaptureTruncatedError",
     "ChannelTopic",
+    "CountLines",
     "CsvFile",
     "FlowLog",
     "FlowParser",
@@ -59,5 +62,6 @@ __all__ = [
     "SampleBatch",
     "SampleSource",
     "SourceError",
+    "TimedCount",
     "TopicDecoder",
 ]

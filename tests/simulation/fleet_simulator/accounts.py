@@ -24,7 +24,7 @@ class Accounts:
 
     def __init__(self) -> None:
         self._left: dict[Place, Candidate] = {}
-        self._given: dict[str, dict[int, set[Place]]] = defaultdict(lambda: defaultdict(set))
+        self._given: dict[str, set[Place]] = defaultdict(set)
 
     def candidate(self, made: Candidate, plan: Plan, disk: Disk) -> None:
         """A candidate leaves: what it costs must be on the aggregator's disk already, and within every budget."""
@@ -65,11 +65,11 @@ class Accounts:
         """A device gives an upload: it must have counted it already, and not give too many."""
         length = plan.privacy.period_rounds
         period = (place[0] - 1) // length
-        given = self._given[device][period]
-        if place in given:
+        if place in self._given[device]:
             return
-        given.add(place)
-        own = _spent(disk.data[_STATE], period)
+        self._given[device].add(place)
+        given = [number for number, _ in self._given[device] if (number - 1) // length == period]
+        own = _spent(disk.data[_STATE], plan, place[0])
         if own < len(given):
             raise ViolationError(f"{device}: gave {len(given)} updates in period {period}, and counts {own}")
         allowed = plan.privacy.participations_max
@@ -82,10 +82,9 @@ class Accounts:
         allowed, state = plan.privacy.participations_max, disk.data.get(_STATE)
         if not allowed or state is None:
             return False
-        return _spent(state, (number - 1) // plan.privacy.period_rounds) >= allowed
+        return _spent(state, plan, number) >= allowed
 
 
-def _spent(state: bytes, period: int) -> int:
-    """What a device's own record says that it gave in a period."""
-    found, count = ParticipantRecord.from_bytes(state, _STATE).spent
-    return count if found == period else 0
+def _spent(state: bytes, plan: Plan, number: int) -> int:
+    """What a device's own record says that it gave in the period of a round."""
+    return ParticipantRecord.from_bytes(state, _STATE).count(plan, number)

@@ -114,10 +114,14 @@ class AggregatorProcess(Process):
         memory, honest = machine.memory, machine.memory.aggregate
 
         def aggregate(
-            groups: Sequence[OpenedGroup], model: GlobalModel, parts: RoundParts, root: Float32 | None
+            groups: Sequence[OpenedGroup],
+            model: GlobalModel,
+            parts: RoundParts,
+            root: Float32 | None,
+            out: list[Effect],
         ) -> Aggregate:
             self.observer.opened(groups, memory.norms.running, root)
-            return honest(groups, model, parts, root)
+            return honest(groups, model, parts, root, out)
 
         memory.aggregate = aggregate  # type: ignore[method-assign]
 
