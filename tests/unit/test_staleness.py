@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import msgpack
 import numpy as np
@@ -76,7 +76,8 @@ def test_it_survives_a_restart() -> None:
     kept = late()
     again = BufferedDelta.from_bytes(kept.to_bytes())
     np.testing.assert_array_equal(again.delta, kept.delta)
-    assert replace(again, delta=kept.delta) == kept
+    others = [f.name for f in fields(BufferedDelta) if f.name != "delta"]
+    assert [getattr(again, name) for name in others] == [getattr(kept, name) for name in others]
     assert again.norm == pytest.approx(1.0)
 
 
