@@ -13,34 +13,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from vedette.evaluation.kitnet import cluster_columns
+
 Array = npt.NDArray[np.float64]
-
-
-def cluster_columns(rows: Array, group_max: int) -> list[npt.NDArray[np.intp]]:
-    """Columns grouped by correlation distance: a single-linkage tree, cut wherever a branch is small enough."""
-    centred = rows - rows.mean(axis=0)
-    spread = np.sqrt((centred**2).sum(axis=0))
-    spread[spread == 0] = 1.0
-    distance = 1.0 - (centred.T @ centred) / np.outer(spread, spread)
-    count = distance.shape[0]
-    upper = np.triu_indices(count, 1)
-    order = np.argsort(distance[upper], kind="stable")
-    members: dict[int, list[int]] = {i: [i] for i in range(count)}
-    owner = list(range(count))
-    whole: list[list[int]] = []
-    closed: set[int] = set()
-    for edge in order:
-        a, b = owner[upper[0][edge]], owner[upper[1][edge]]
-        if a == b:
-            continue
-        if len(members[a]) + len(members[b]) > group_max or a in closed or b in closed:
-            closed |= {a, b}  # the branch above is too large: both sides are groups of their own
-            continue
-        for column in members[b]:
-            owner[column] = a
-        members[a] += members.pop(b)
-    whole = [sorted(group) for group in members.values()]
-    return [np.array(group, dtype=np.intp) for group in whole]
 
 
 class _Autoencoder:

@@ -167,7 +167,8 @@ def _site(
             rows.setdefault(window.entity, []).append(window.values)
     scalers = EntityScalers.fit(schema, {entity: np.stack(each) for entity, each in rows.items()})
     episodes = [e for e in recordings.episodes if e.gateway == gateway.id and e.source == source]
-    history, parts = InputHistory(schema), [[], [], [], []]  # type: ignore[var-annotated]
+    history = InputHistory(schema)
+    parts: list[list[Float32]] = [[], [], [], []]
     reach_s = schema.history * schema.window_s
     count = 0
     for window in windows:

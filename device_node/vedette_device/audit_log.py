@@ -16,6 +16,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -166,7 +167,7 @@ def verify_audit(files: Sequence[Path]) -> Chain:
     for path in files:
         try:
             with path.open("rb") as file:
-                for at, line in enumerate(iter(lambda f=file: f.readline(LINE_BYTES_MAX + 1), b""), start=1):  # type: ignore[misc]
+                for at, line in enumerate(iter(partial(file.readline, LINE_BYTES_MAX + 1), b""), start=1):
                     found, previous = _read_line(line, f"{path} line {at}")
                     if not lines:
                         first, before = found, previous

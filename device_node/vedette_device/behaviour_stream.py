@@ -14,16 +14,15 @@ from typing import Final
 from vedette_core.learning.hashing import KEY_BYTES_MAX, KEY_BYTES_MIN, FeatureHasher
 from vedette_device.features.behaviour import BehaviourWindower
 from vedette_device.features.windows import Window
+from vedette_device.followed_log import FollowedLog
 from vedette_device.place_names import PlaceNames
-from vedette_device.resume_points import ResumePoints
 from vedette_device.settings import BehaviourSection
 from vedette_device.sources.count_lines import CountLines
 from vedette_device.sources.counts import COUNT_MAX, NAMES_MAX, NamedCounts
-from vedette_device.sources.errors import SourceError
 from vedette_device.sources.host import HostBehaviour
-from vedette_device.sources.line_follower import LineFollower, LinePosition
+from vedette_device.sources.line_follower import LineFollower
 from vedette_device.sources.log_lines import LogLineCounts
-from vedette_device.window_stream import AWAY_RETRY_S, POLL_S, missing
+from vedette_device.window_stream import POLL_S, missing
 from vedette_schemas.errors import ConfigError, TransientError
 from vedette_schemas.features import FeatureSchema
 
@@ -34,9 +33,6 @@ LINES_A_READ: Final = 1_024
 
 LATE_S: Final = 3.0
 """A look that comes later than this behind the full minute counts for another stretch than its window says."""
-
-OWN_CLOCK_S: Final = 600.0
-"""A file whose newest count is so young is written now and on a clock that agrees with ours."""
 
 QUIET_S: Final = 10.0
 """Seconds behind its end after which our clock closes the newest window of such a file."""
@@ -88,63 +84,20 @@ class CountFileStream(BehaviourStream):
         super().__init__(section)
         if section.counts is None:
             raise missing("behaviour", "counts", section.source)
-        self.recorded = not section.follow
-        self._clock = clock
-        start: LinePosition | None = None
-        if position is not None and section.follow:
-            try:
-                start = LinePosition.from_bytes(position)
-            except SourceError as error:
-                log.warning("%s: %s", section.counts, error)
-        try:
-            self._source = CountLines(section.counts, follow=section.follow, position=start)
-        except SourceError as error:
-            if start is None:
-                raise
-            log.warning("%s: %s", section.counts, error)
-            self._source = CountLines(section.counts, follow=section.follow)
-        self._points = ResumePoints(self._source.position().to_bytes())
-        self._ended = False
-
-    async def read(self) -> list[Window] | None:
-        """See `WindowStream.read`."""
-        if self._ended:
-            return None
-        self._points.before_read(lambda: self._source.position().to_bytes())
-        before = self._source.lines
-        try:
-            counts = self._source.read(LINES_A_READ)
-        except TransientError as error:
-            log.warning("%s", error)
-            await asyncio.sleep(AWAY_RETRY_S)
-            return []
-        if counts is None:
-            self._ended = True
-            return self._windower.flush()
-        if counts:
-            windows = self._windower.push(counts)
-            self._points.after_read(max(count.time_s for count in counts), windows)
-            return windows
-        if self._source.lines > before:
-            return []  # lines, and none of them a count: go on reading
-        await asyncio.sleep(POLL_S)
-        now_s, windows = self._clock(), []
-        if not self.recorded and 0.0 <= now_s - self._windower.newest_s <= OWN_CLOCK_S:
-            windows = self._windower.advance(now_s - QUIET_S)
-        self._points.after_read(None, windows)
-        return windows
-
-    def counters(self) -> Mapping[str, int]:
-        """See `WindowStream.counters`."""
-        return {**self._source.counters(), **{f"window_{k}": n for k, n in self._windower.counters().items()}}
-
-    def position(self) -> bytes | None:
-        """See `WindowStream.position`."""
-        return None if self.recorded else self._points.best()
-
-    async def close(self) -> None:
-        """See `WindowStream.close`."""
-        self._source.close()
+        path = section.counts
+        self._log = FollowedLog(
+            path,
+            follow=section.follow,
+            position=position,
+            open_at=lambda start: CountLines(path, follow=section.follow, position=start),
+            windower=self._windower,
+            time_of=lambda count: count.time_s,
+            quiet_s=QUIET_S,
+            clock=clock,
+        )
+        self.recorded = self._log.recorded
+        self.read, self.counters = self._log.read, self._log.counters
+        self.position, self.close = self._log.position, self._log.close
 
 
 class LiveBehaviourStream(BehaviourStream):

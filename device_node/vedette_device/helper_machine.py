@@ -26,7 +26,7 @@ from vedette_device.participant_events import (
     RoundOpened,
 )
 from vedette_device.participant_messages import DeviceIdentity, ParticipantMessages
-from vedette_device.participant_state import ParticipantRecord, Place, RoundKey, state_key
+from vedette_device.participant_state import ParticipantRecord, Place, RoundKey, first_after, state_key
 from vedette_device.roster_check import PHASE_RANK, check_against_plan
 from vedette_schemas.errors import PeerError, RefusedError
 from vedette_schemas.round import Phase, Roster, RoundOpen
@@ -171,19 +171,11 @@ class HelperMachine:
             self._put(replace(self._record, key=None))
         elif key is not None and over and key.earliest > here:
             # It was made for the next attempt, and there is none: the next round is the first that can have it.
-            self._put(replace(self._record, key=replace(key, earliest=self._first_after(here))))
+            self._put(replace(self._record, key=replace(key, earliest=first_after(here, self._open.phase))))
         if self._record.key is None:
-            self._check_in(self._first_after(here), now, out)
+            self._check_in(first_after(here, self._open.phase), now, out)
         for roster in list(self._rosters.values()):
             self._take_seat(roster, now, out)
-
-    def _first_after(self, here: Place) -> Place:
-        """The first attempt that can have a key which is made now."""
-        assert self._open is not None
-        if self._open.phase is Phase.CHECKIN:
-            return here
-        over = self._open.phase in (Phase.DONE, Phase.FAILED)
-        return (here[0] + 1, 1) if over else (here[0], here[1] + 1)
 
     def _check_in(self, earliest: Place, now: float, out: list[Effect]) -> None:
         release = self._release

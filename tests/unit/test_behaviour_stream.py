@@ -34,7 +34,8 @@ T0 = float(b.START_S)
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a poll waits for is of no interest here."""
-    monkeypatch.setattr("vedette_device.behaviour_stream.POLL_S", 0.0)
+    for module in ("behaviour_stream", "followed_log"):
+        monkeypatch.setattr(f"vedette_device.{module}.POLL_S", 0.0)
 
 
 class Clock:

@@ -59,8 +59,8 @@ def learnt(pipeline: Pipeline) -> list[tuple[str, float, list[float]]]:
 def test_a_kill_costs_no_window_and_doubles_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_read: int, rotated: bool
 ) -> None:
-    monkeypatch.setattr("vedette_device.flow_stream.LINES_A_READ", 7)
-    monkeypatch.setattr("vedette_device.flow_stream.POLL_S", 0.0)
+    monkeypatch.setattr("vedette_device.followed_log.LINES_A_READ", 7)
+    monkeypatch.setattr("vedette_device.followed_log.POLL_S", 0.0)
     for name in ("whole", "first", "second"):
         (tmp_path / name).mkdir()
     (tmp_path / "whole.csv").write_text(HEADER + "".join(LINES))
@@ -95,7 +95,7 @@ def test_a_kill_costs_no_window_and_doubles_none(
 def test_a_state_without_a_log_position_reads_from_the_start_and_learns_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vedette_device.flow_stream.POLL_S", 0.0)
+    monkeypatch.setattr("vedette_device.followed_log.POLL_S", 0.0)
     log = tmp_path / "flows.csv"
     log.write_text(HEADER + "".join(LINES))
     first = made(log, tmp_path)

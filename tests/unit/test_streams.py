@@ -28,7 +28,7 @@ HEADER = "ts,td,sa,da,sp,dp,pr,ipkt,ibyt,opkt,obyt\n"
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a poll waits for is of no interest here."""
-    for module in ("flow_stream", "streams"):
+    for module in ("followed_log", "streams"):
         monkeypatch.setattr(f"vedette_device.{module}.POLL_S", 0.0)
 
 
@@ -140,7 +140,7 @@ def test_our_clock_closes_windows_of_a_log_that_is_written_now(tmp_path: Path) -
 def test_a_killed_node_goes_on_in_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_after: int, rotated: bool
 ) -> None:
-    monkeypatch.setattr("vedette_device.flow_stream.LINES_A_READ", 3)
+    monkeypatch.setattr("vedette_device.followed_log.LINES_A_READ", 3)
     lines = [flow_line(9.0 * k, 5 + k % 2) for k in range(40)]
     whole = tmp_path / "whole.csv"
     whole.write_text(HEADER + "".join(lines))
