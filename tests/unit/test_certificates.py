@@ -114,10 +114,11 @@ def without(kind: type[x509.ExtensionType]) -> Callable[[Any], Any | None]:
 @pytest.mark.parametrize("role", [r for r in CertificateRole if r is not CertificateRole.BROKER])
 @pytest.mark.parametrize("purpose", [Purpose.TLS_CLIENT, Purpose.SIGNING])
 def test_a_node_is_who_its_certificate_says(role: CertificateRole, purpose: Purpose) -> None:
-    holder = "dev-1" if role in MANY else role.value
+    bootstrap = role is CertificateRole.BOOTSTRAP
+    holder = "enrol-1" if bootstrap else "dev-1" if role in MANY else role.value
     who = verify(leaf(holder=holder, role=role, purpose=purpose), purpose)
     assert (who.id, who.role, who.site, who.purpose) == (holder, role, "lab", purpose)
-    assert who.access_role is (Role.DEVICE if role in MANY else Role(role.value))
+    assert who.access_role is (Role.DEVICE if role in MANY and not bootstrap else Role(role.value))
     assert who.not_after == NOW - BACKDATED_S + LEAF_DAYS * DAY_S + BACKDATED_S
 
 
@@ -166,6 +167,8 @@ def test_the_longest_ids_fit() -> None:
     [
         ({"holder": "aggregator"}, "reserved"),
         ({"holder": "broker", "role": CertificateRole.COMMITTEE}, "reserved"),
+        ({"holder": "enrol-1"}, "tokens only"),
+        ({"holder": "dev-1", "role": CertificateRole.BOOTSTRAP}, "tokens only"),
         ({"holder": "Dev"}, "expected"),
         ({"holder": "+"}, "expected"),
         ({"holder": ""}, "expected"),

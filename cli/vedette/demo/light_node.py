@@ -187,6 +187,12 @@ class _Life:
         """See `RoundMember.next_deadline`."""
         return None if self._participation is None else self._participation.machine.next_deadline()
 
+    def renewed(self, node: NodeIdentity) -> None:
+        """See `RoundMember.renewed`."""
+        self._node = node
+        if self._participation is not None:
+            self._participation.machine.take_certificate(node.certificate, node.intermediate)
+
     async def take_release(self, release: VerifiedRelease) -> None:
         """See `RoundMember.take_release`."""
         assert self._participation is not None
