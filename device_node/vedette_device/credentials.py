@@ -52,6 +52,9 @@ class Credentials:
         metrics: the node's.
         on_renewed: called when the node has newer certificates.
 
+    Attributes:
+        on_list: called with the number of each newer revocation list.
+
     Raises:
         ConfigError: the bundle's revocation list cannot be read.
     """
@@ -74,6 +77,7 @@ class Credentials:
         self._turn = asyncio.Lock()
         self._lists = RevocationStore(ring.revocations, store, node.bundle)
         self._told: int | None = None
+        self.on_list: Callable[[int], None] | None = None
         self._look_at_list()
 
     async def subscribe(self) -> None:
@@ -90,6 +94,8 @@ class Credentials:
         if message.topic == self._topics.revoked:
             if self._lists.take(message.payload):
                 self._look_at_list()
+                if self.on_list is not None:
+                    self.on_list(self._ring.revocations.number)
             return True
         parsed = self._topics.parse(message.topic)
         if parsed.kind == "rpc" and parsed.key == RENEW:

@@ -95,6 +95,7 @@ class RoundSession:
         peers: knows the site's authorities, and the aggregator's key.
         shell: carries effects out.
         jobs: what runs beside it.
+        credentials: the node's own certificates, and the newest revocation list.
         trust: finds and downloads releases; there once it runs.
 
     Raises:
@@ -121,7 +122,7 @@ class RoundSession:
         )
         self.shell = Shell(self._link, self.store, self.metrics, outbox, spool.resend_s)
         self.jobs = Jobs()
-        self._credentials = Credentials(
+        self.credentials = Credentials(
             node, self.peers, self.topics, self._link, self.shell, self.store, self.metrics, self._renewed
         )
         self._follower = ReleaseFollower(self._refresh, lambda: self._link.connected)
@@ -144,12 +145,12 @@ class RoundSession:
         await member.start()
         for topic in (self.topics.receipt(self._node.id), self.topics.committee(self._node.id), timestamp):
             await self._link.subscribe(topic)
-        await self._credentials.subscribe()
+        await self.credentials.subscribe()
         await self._link.start()
         background = [
             asyncio.create_task(self.shell.run(), name="publisher"),
             asyncio.create_task(self._follower.run(), name="releases"),
-            asyncio.create_task(self._credentials.run(), name="credentials"),
+            asyncio.create_task(self.credentials.run(), name="credentials"),
             asyncio.create_task(self._tick(), name="ticker"),
         ]
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -185,7 +186,7 @@ class RoundSession:
             if message.topic == self.topics.trust(TIMESTAMP_FILE):
                 self._follower.want()
             return
-        if await self._credentials.take(message):
+        if await self.credentials.take(message):
             return
         event = self._intake.take(message.topic, message.payload)
         match event:

@@ -141,6 +141,7 @@ class _Life:
             tasks=(settings.task,),
         )
         self._session = RoundSession(node, parts)
+        self._session.credentials.on_list = lambda number: self._say("revocations", device=node.id, number=number)
         self._participation: LightParticipation | None = None
         self._gone = asyncio.Event()
         self.on_round: Callable[[RoundOpen], None] | None = None
