@@ -267,6 +267,9 @@ def test_a_node_installs_only_certificates_of_its_own_keys_and_site(authority: P
         "purposes exchanged": reply.model_copy(update={"tls": reply.signing, "signing": reply.tls}),
         "a device as aggregator": reply.model_copy(update={"aggregator": theirs.signing}),
         "nonsense": reply.model_copy(update={"tls": b"nonsense"}),
+        "another issuer along with it": reply.model_copy(update={"intermediate": foreign.intermediate}),
+        "another issuer of the aggregator": reply.model_copy(update={"aggregator_intermediate": foreign.intermediate}),
+        "no issuer of the aggregator": reply.model_copy(update={"aggregator_intermediate": b""}),
         "nothing": reply.model_copy(update={"intermediate": b""}),
     }
     for what, wrong in cases.items():

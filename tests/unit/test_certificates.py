@@ -365,3 +365,18 @@ def test_what_is_no_chain_is_refused(data: bytes) -> None:
 def test_an_issuer_does_not_show_its_key() -> None:
     assert "redacted" in repr(ISSUER)
     assert "EllipticCurvePrivateKey" not in repr(ISSUER)
+
+
+def test_what_no_signature_covers_must_be_as_we_write_it() -> None:
+    """The outer name of the algorithm, and the unused bits of the signature: another library would not have these."""
+    whole = der(GOOD)
+    name = whole.rindex(bytes.fromhex("06082a8648ce3d040302"))
+    renamed = whole[: name + 9] + b"\x03" + whole[name + 10 :]
+    verify(load_certificates(whole)[0])
+    with pytest.raises(PeerError, match="issuer"):
+        verify(load_certificates(renamed)[0])
+    even = next(c for c in (leaf() for _ in range(64)) if not c.signature[-1] & 1)
+    place = -len(even.signature) - 1
+    unused = der(even)[:place] + b"\x01" + der(even)[place + 1 :]
+    with pytest.raises(PeerError, match="issuer"):
+        verify(load_certificates(unused)[0])

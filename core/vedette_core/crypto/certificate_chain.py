@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtensionOID, NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from vedette_core.crypto.certificates import (
     KEY_USES,
@@ -147,6 +147,20 @@ def der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.DER)
 
 
+def signed_as_ours(signed: x509.Certificate | x509.CertificateRevocationList, encoded: bytes) -> bool:
+    """Tell whether the parts that no signature covers are as our authority writes them.
+
+    They are the outer name of the algorithm and the count of unused bits of the signature. The library does not mind
+    either, and TLS does: somebody on the way could make a certificate that holds here and nowhere else.
+
+    Args:
+        signed: certificate or revocation list.
+        encoded: its DER.
+    """
+    named = signed.signature_algorithm_oid == SignatureAlgorithmOID.ECDSA_WITH_SHA256
+    return named and encoded[-len(signed.signature) - 1] == 0
+
+
 def _odd(who: str, found: str, expected: str, reason: str) -> PeerError:
     return PeerError(f"certificate of {who}: found {found}, expected {expected}", reason=reason)
 
@@ -156,6 +170,8 @@ def _who(certificate: x509.Certificate) -> str:
 
 
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    if not signed_as_ours(certificate, der(certificate)):
+        return False
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature):

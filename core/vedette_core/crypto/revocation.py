@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import CRLEntryExtensionOID, ExtensionOID
 
-from vedette_core.crypto.certificate_chain import damaged_is_refused
+from vedette_core.crypto.certificate_chain import damaged_is_refused, signed_as_ours
 from vedette_core.crypto.certificates import BACKDATED_S, Issuer
 from vedette_schemas.errors import PeerError, RefusedError
 
@@ -234,6 +234,8 @@ def _issued(certificate: x509.Certificate, root: x509.Certificate) -> bool:
 
 def _signed(crl: x509.CertificateRevocationList, signer: x509.Certificate) -> bool:
     key = signer.public_key()
+    if not signed_as_ours(crl, crl.public_bytes(Encoding.DER)):
+        return False  # else there could be a second list of the same number
     return isinstance(key, EllipticCurvePublicKey) and crl.is_signature_valid(key)
 
 

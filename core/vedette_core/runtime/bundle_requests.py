@@ -34,6 +34,8 @@ from vedette_schemas.envelope import seal
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError
 
 REQUEST_FILE: Final = "request"
+AUTHORITIES_MAX: Final = 2
+"""Online authorities in a bundle: the one that issued it, and the one before while it is being replaced."""
 
 _Key = EllipticCurvePrivateKey | Ed25519PrivateKey
 
@@ -171,14 +173,15 @@ def install(
         raise TransientError(f"the authority asks to try again later: {reply.reason}")
     stage = stage_of(directory)
     (intermediate,) = load_certificates(reply.intermediate, "intermediate")
-    candidates = list(dict.fromkeys((intermediate, *anchors.intermediates)))[:4]
+    # The issuer that came along must be the one, although another that is known might do: both go into the bundle.
+    authorities = list(dict.fromkeys((intermediate, *anchors.intermediates)))[:AUTHORITIES_MAX]
     files, found = {}, []
     for name, data, purpose in (
         ("tls", reply.tls, Purpose.TLS_CLIENT),
         ("signing", reply.signing, Purpose.SIGNING),
     ):
         (leaf,) = load_certificates(data, f"{name} certificate")
-        identity = verify_chain(leaf, candidates, anchors.root, now, purpose=purpose)
+        identity = verify_chain(leaf, [intermediate], anchors.root, now, purpose=purpose)
         path = stage / f"{name}.key" if (stage / f"{name}.key").exists() else directory / f"{name}.key"
         if _load_key(path).public_key() != identity.public_key:
             raise PeerError(f"{name} certificate of {identity.id}: found one for another key", reason="certificate")
@@ -189,9 +192,9 @@ def install(
         raise PeerError(f"answer: found certificates of {tls.id!r} and {signing.id!r}", reason="identity")
     if expected is not None and (tls.id, tls.role, tls.site) != (expected.id, expected.role, expected.site):
         raise PeerError(f"answer: found certificates of {tls.id!r}, expected {expected.id!r}", reason="identity")
-    files["ca.crt"] = _pem(anchors.root, *candidates[:2])
+    files["ca.crt"] = _pem(anchors.root, *authorities)
     if reply.aggregator:
-        files["aggregator.crt"] = _aggregator(reply, candidates, anchors.root, now, tls.site)
+        files["aggregator.crt"] = _aggregator(reply, anchors.root, now, tls.site)
     swap_in(directory, {name: files[name] for name in BUNDLE_FILES if name in files})
     return tls
 
@@ -205,16 +208,13 @@ def anchors_of(bundle: Bundle) -> Anchors:
     return Anchors(*load_authorities(bundle))
 
 
-def _aggregator(
-    reply: CertificateReply, candidates: list[x509.Certificate], root: x509.Certificate, now: float, site: str
-) -> bytes:
+def _aggregator(reply: CertificateReply, root: x509.Certificate, now: float, site: str) -> bytes:
     (leaf,) = load_certificates(reply.aggregator, "the aggregator's certificate")
-    issuers = load_certificates(reply.aggregator_intermediate) if reply.aggregator_intermediate else ()
-    every = list(dict.fromkeys((*issuers, *candidates)))[:4]
-    who = verify_chain(leaf, every, root, now, purpose=Purpose.SIGNING, site=site)
+    (issuer,) = load_certificates(reply.aggregator_intermediate, "the aggregator's issuer")
+    who = verify_chain(leaf, [issuer], root, now, purpose=Purpose.SIGNING, site=site)
     if who.role is not CertificateRole.AGGREGATOR:
         raise PeerError(f"answer: found a certificate of {who.id} as the aggregator's", reason="role")
-    return _pem(leaf, *(issuers or (candidates[0],)))
+    return _pem(leaf, issuer)
 
 
 def _signing_key(path: Path) -> Ed25519PrivateKey:
