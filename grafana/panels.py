@@ -112,9 +112,12 @@ FLEET: Final = (
             ),
             Panel(
                 "Trust expires in",
-                "Time until the signed timestamp metadata expires. Past it, no release is taken; detection goes on.",
+                "Time until the timestamp metadata, and the aggregator's own certificate, end. Detection goes on.",
                 "s",
-                (Query("min(vedette_trust_expiry_timestamp_seconds{@}) - time()"),),
+                (
+                    Query("min(vedette_trust_expiry_timestamp_seconds{@}) - time()", "metadata"),
+                    Query("min(vedette_certificate_expiry_timestamp_seconds{@}) - time()", "aggregator's certificate"),
+                ),
                 "stat",
                 4,
             ),
@@ -338,9 +341,13 @@ FLEET: Final = (
             ),
             Panel(
                 "Quarantined devices",
-                "Devices that a person keeps out of rounds. They go on detecting.",
+                "Devices that a person keeps out of rounds, and revoked ones; number of the newest revocation list.",
                 "short",
-                (Query("max by (instance) (vedette_quarantined_devices{@})", "{{instance}}"),),
+                (
+                    Query("max by (instance) (vedette_quarantined_devices{@})", "{{instance}}"),
+                    Query("max by (instance) (vedette_revoked_devices{@})", "{{instance}} revoked"),
+                    Query("max by (instance) (vedette_revocation_list_number{@})", "{{instance}} revocation list"),
+                ),
             ),
         ),
     ),

@@ -13,6 +13,7 @@ from typing import Final
 
 from vedette_aggregator import alert_store
 from vedette_aggregator.alert_store import AlertStore
+from vedette_aggregator.exclusions import Exclusions
 from vedette_aggregator.fleet import Fleet
 from vedette_aggregator.fleet_event_machine import FleetEventSettings
 from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, TelemetryReceived
@@ -20,6 +21,7 @@ from vedette_aggregator.publication import Publication, retained_messages
 from vedette_aggregator.quarantine import Quarantine
 from vedette_aggregator.registry import Registry
 from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
+from vedette_aggregator.revocation_watch import RevocationWatch
 from vedette_aggregator.root_set import RootSet
 from vedette_aggregator.round_events import (
     CheckInReceived,
@@ -41,6 +43,7 @@ from vedette_aggregator.round_settings import RoundSettings
 from vedette_aggregator.round_setup import RoundParts
 from vedette_aggregator.round_state import RoundState
 from vedette_aggregator.settings import AggregatorSettings, TaskSection
+from vedette_core.crypto.signing import KeyRing
 from vedette_core.learning.robust.defence import Defence
 from vedette_core.machine import Connected, Effect, Event, Publish, Tick
 from vedette_core.runtime.identity import client_context, key_ring, load_node
@@ -48,6 +51,7 @@ from vedette_core.runtime.jobs import Jobs, run_until_signal
 from vedette_core.runtime.metrics import AGGREGATOR_METRICS, Metrics, resident_bytes
 from vedette_core.runtime.metrics import serve as serve_metrics
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
+from vedette_core.runtime.own_certificate import OwnCertificate
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, StateStore
 from vedette_schemas.alert import Alert, AlertState, Severity
@@ -117,14 +121,17 @@ class AggregatorService:
         self._roots: dict[str, RootSet] = {}
         self._suspicion_min = {task.task: task.defence.suspicion_min for task in settings.tasks}
         self._beacons: dict[int, bytes] = {}
-        self._quarantine = Quarantine(self._store)
-        self._quarantined: frozenset[str] = frozenset()
         self._quarantine_at = 0.0
         self._resume: dict[str, list[Effect]] = {}
         self._jobs = Jobs()
         for task in settings.tasks:
             self._add_task(task)
-        self._intake = self._make_intake()
+        ring = key_ring(self._node.bundle, settings.site)
+        bundle, listed = self._node.bundle, settings.identity.revocation_list
+        self._revocations = RevocationWatch(ring, self._store, bundle, listed, self._topics, self._metrics)
+        self._exclusions = Exclusions(Quarantine(self._store), self._revocations, self._metrics)
+        self._own = OwnCertificate(self._node, self._link, self._metrics)
+        self._intake = self._make_intake(ring)
         self._show_zeros()
 
     def _add_task(self, task: TaskSection) -> None:
@@ -191,7 +198,6 @@ class AggregatorService:
             self._metrics.set("round_members", task, value=0)
             self._show_protection(task)
             self._metrics.inc("update_bytes", task, by=0)
-        self._metrics.set("quarantined_devices", value=0)
 
     def _seed(self) -> bytes:
         """Secret of the random selection, made once."""
@@ -201,8 +207,8 @@ class AggregatorService:
             self._store.put(SEED_KEY, seed)
         return seed
 
-    def _make_intake(self) -> Intake:
-        intake = Intake(self._topics, key_ring(self._node.bundle, self._settings.site), self._machines)
+    def _make_intake(self, ring: KeyRing) -> Intake:
+        intake = Intake(self._topics, ring, self._machines)
         for machine in self._machines.values():
             for device in intake.remember(machine.certificates, time.time()):
                 log.info("%s: its certificate no longer holds; it must check in again", device)
@@ -215,6 +221,7 @@ class AggregatorService:
             server, port = serve_metrics(self._metrics, self._settings.metrics.port, self._settings.metrics.host)
             log.info("metrics on http://%s:%d/metrics", self._settings.metrics.host, port)
         await self._link.subscribe(f"{self._topics.root}/device/+/up/#", 1)
+        await self._link.subscribe(self._topics.revoked, 1)
         await self._link.start()
         background = [
             asyncio.create_task(job, name=name)
@@ -248,6 +255,12 @@ class AggregatorService:
         kind = "unknown"
         try:
             kind = self._topics.parse(message.topic).kind
+            if kind == "rpc":
+                return  # renewals are between a node and the authority
+            if kind == "revoked":
+                if self._revocations.take(message.payload):
+                    await self._follow_exclusions()
+                return
             await self._sort(self._intake.take(message.topic, message.payload, time.time()), len(message.payload))
         except PeerError as error:
             self._metrics.inc("messages", kind, error.reason)
@@ -297,6 +310,7 @@ class AggregatorService:
 
     async def _publish_again(self) -> None:
         """The broker may have forgotten everything: put all retained state back."""
+        self._publish_revocations()
         for task in self._machines:
             await self._handle(task, Connected())
         while True:
@@ -432,17 +446,24 @@ class AggregatorService:
         if time.monotonic() < self._quarantine_at:
             return
         self._quarantine_at = time.monotonic() + QUARANTINE_S
-        devices = self._quarantine.devices()
-        if devices != self._quarantined:
-            self._quarantined = devices
-            self._metrics.set("quarantined_devices", value=len(devices))
-            log.warning("quarantined: %s", ", ".join(sorted(devices)) or "nobody any more")
+        if self._revocations.poll(time.time()):
+            self._publish_revocations()
+        await self._follow_exclusions()
+
+    async def _follow_exclusions(self) -> None:
+        if self._exclusions.look():
             for task in self._machines:
-                await self._handle(task, Quarantined(devices))
+                await self._handle(task, Quarantined(self._exclusions.devices))
+
+    def _publish_revocations(self) -> None:
+        publication = self._revocations.publication()
+        if publication is not None:
+            self._shell.publish(publication)
 
     async def _keep_house(self) -> None:
         while True:
             self._metrics.set("resident_memory_bytes", value=resident_bytes())
+            self._own.look()
             self._fleet.tick(time.time())
             try:
                 publication = await asyncio.to_thread(self._registry.refresh_timestamp, time.time())

@@ -213,9 +213,11 @@ class AggregatorIdentitySection(Section):
 
     Attributes:
         bundle: folder that ``vedette ca issue`` made for it.
+        revocation_list: file that the authority writes and that is published; without it the bundle's ``crl.pem``.
     """
 
     bundle: Path
+    revocation_list: Path | None = None
 
 
 class AggregatorSettings(Settings):

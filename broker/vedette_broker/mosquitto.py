@@ -23,6 +23,8 @@ from vedette_schemas.topics import ACCESS, Role, Topics
 
 CONF: Final = "mosquitto.conf"
 ACL: Final = "vedette.acl"
+MANY: Final = frozenset({Role.DEVICE, Role.BOOTSTRAP})
+"""Roles whose holders have ids of their own. Mosquitto's patterns cannot tell them apart: see ADR 0016."""
 CONNECTIONS_MAX: Final = 5000
 """More than the embedded broker's: a connection costs Mosquitto a tenth of the memory."""
 
@@ -123,13 +125,14 @@ def _conf(config: MosquittoConfig) -> str:
 def _acl(topics: Topics) -> str:
     lines = [
         f"# Vedette, site {topics.site}: made from the topic grammar; what is not here is denied.",
-        "# Every certificate, %u being its common name. Only devices have names below device/.",
+        "# Every certificate, %u being its common name. Devices have names below device/, tokens below enrol/.",
     ]
-    lines += [f"pattern {rule.action} {topics.root}/{rule.pattern}" for rule in ACCESS if rule.role is Role.DEVICE]
+    lines += [f"pattern {rule.action} {topics.root}/{rule.pattern}" for rule in ACCESS if rule.role in MANY]
     for role in Role:
-        if role is Role.DEVICE:
+        if role in MANY:
             continue
         # The authority gives the id of a role to that role only; the patterns above are for devices.
-        lines += ["", f"user {role}", f"topic deny {topics.root}/device/{role}/#"]
+        lines += ["", f"user {role}"]
+        lines += [f"topic deny {topics.root}/{branch}/{role}/#" for branch in ("device", "enrol")]
         lines += [f"topic {rule.action} {topics.root}/{rule.pattern}" for rule in ACCESS if rule.role is role]
     return "\n".join(lines) + "\n"

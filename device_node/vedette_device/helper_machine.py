@@ -113,6 +113,10 @@ class HelperMachine:
         """Groups in whose committee it sits now."""
         return self._committee.seats
 
+    def take_certificate(self, certificate: bytes, intermediate: bytes) -> None:
+        """A newer certificate of the same key: shown from the next check-in on."""
+        self._identity = replace(self._identity, certificate=certificate, intermediate=intermediate)
+
     def next_deadline(self) -> float | None:
         """A helper waits for messages only."""
         return None

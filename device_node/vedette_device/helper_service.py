@@ -9,7 +9,7 @@ from typing import Final
 
 from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.machine import Event
-from vedette_core.runtime.identity import load_node
+from vedette_core.runtime.identity import NodeIdentity, load_node
 from vedette_core.runtime.jobs import run_until_signal
 from vedette_core.runtime.metrics import serve as serve_metrics
 from vedette_device.helper_machine import HelperMachine
@@ -102,6 +102,11 @@ class HelperService:
     def next_deadline(self, task: str) -> float | None:
         """See `RoundMember.next_deadline`."""
         return self.machines[task].next_deadline()
+
+    def renewed(self, node: NodeIdentity) -> None:
+        """See `RoundMember.renewed`."""
+        for machine in self.machines.values():
+            machine.take_certificate(node.certificate, node.intermediate)
 
     async def take_release(self, release: VerifiedRelease) -> None:
         """See `RoundMember.take_release`."""

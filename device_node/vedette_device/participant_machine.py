@@ -431,6 +431,11 @@ class ParticipantMachine:
             if rejected:
                 out.append(self._note("warning", f"{item.id} rejected: {item.reason}"))
 
+    def take_certificate(self, certificate: bytes, intermediate: bytes) -> None:
+        """A newer certificate of the same key: shown from the next check-in on."""
+        self._identity = replace(self._identity, certificate=certificate, intermediate=intermediate)
+        self._say = ParticipantMessages(self._topics, self.task, self._identity)
+
     def _on_release(self, event: ReleaseVerified, now: float, out: list[Effect]) -> Answer:
         self._release = event
         self._unsafe = misfit(event.plan, self._identity.feature_schema, plain_allowed=self._plain_allowed)

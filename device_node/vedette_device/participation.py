@@ -112,6 +112,7 @@ class Participation:
         self.task = pipeline.task
         self._pipeline, self._trust, self._training = pipeline, trust, training
         self._device, self._store, self._budget = node.id, store, budget
+        self._peers = peers
         self.machine, self._resume = ParticipantMachine.restore(
             store.all(f"participant/{self.task}/") | store.all(f"committee/{self.task}/"),
             topics=topics,
@@ -209,6 +210,7 @@ class Participation:
         """What this round is given, and the late update that it is made of, if it is one."""
         if not self._trust.contributing_allowed:
             raise RefusedError("found release metadata that have expired, expected fresh ones", rule="stale")
+        self._peers.revocations.check_fresh(time.time())
         late = self._take_late()
         if late is not None and _fits(late, effect):
             return _discounted(late, effect), late

@@ -22,6 +22,7 @@ from vedette_core.runtime.sections import BrokerSection
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, Outbox, StateStore
 from vedette_core.secagg.committee import CloseReceived, OpeningReceived
+from vedette_device.credentials import Credentials
 from vedette_device.intake import Intake
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened
 from vedette_device.release_follower import ReleaseFollower
@@ -54,6 +55,9 @@ class RoundMember(Protocol):
 
     def next_deadline(self, task: str) -> float | None:
         """When a task wants a `Tick`, epoch seconds."""
+
+    def renewed(self, node: NodeIdentity) -> None:
+        """The node has newer certificates, of the same signing key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,7 @@ class RoundSession:
         peers: knows the site's authorities, and the aggregator's key.
         shell: carries effects out.
         jobs: what runs beside it.
+        credentials: the node's own certificates, and the newest revocation list.
         trust: finds and downloads releases; there once it runs.
 
     Raises:
@@ -117,6 +122,9 @@ class RoundSession:
         )
         self.shell = Shell(self._link, self.store, self.metrics, outbox, spool.resend_s)
         self.jobs = Jobs()
+        self.credentials = Credentials(
+            node, self.peers, self.topics, self._link, self.shell, self.store, self.metrics, self._renewed
+        )
         self._follower = ReleaseFollower(self._refresh, lambda: self._link.connected)
         self._reader: RetainedReader | None = None
 
@@ -137,10 +145,12 @@ class RoundSession:
         await member.start()
         for topic in (self.topics.receipt(self._node.id), self.topics.committee(self._node.id), timestamp):
             await self._link.subscribe(topic)
+        await self.credentials.subscribe()
         await self._link.start()
         background = [
             asyncio.create_task(self.shell.run(), name="publisher"),
             asyncio.create_task(self._follower.run(), name="releases"),
+            asyncio.create_task(self.credentials.run(), name="credentials"),
             asyncio.create_task(self._tick(), name="ticker"),
         ]
         stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -176,6 +186,8 @@ class RoundSession:
             if message.topic == self.topics.trust(TIMESTAMP_FILE):
                 self._follower.want()
             return
+        if await self.credentials.take(message):
+            return
         event = self._intake.take(message.topic, message.payload)
         match event:
             case RoundOpened(body) | RosterReceived(body) | CloseReceived(body) | OpeningReceived(body):
@@ -187,6 +199,10 @@ class RoundSession:
                     self.shell.receipt(item.id)
                 for task in self._parts.tasks:
                     await self._member.handle(task, event)
+
+    def _renewed(self, node: NodeIdentity) -> None:
+        self._node = node
+        self._member.renewed(node)
 
     def _connected(self, session_present: bool) -> None:
         self.metrics.inc("broker_connects")

@@ -13,7 +13,14 @@ from importlib.metadata import version
 from typing import Any, Final, Literal
 
 from vedette_core.machine import Connected, Effect, Publish, Tick
-from vedette_core.runtime.identity import AGGREGATOR_ID, client_context, key_ring, learn_aggregator, load_node
+from vedette_core.runtime.identity import (
+    AGGREGATOR_ID,
+    NodeIdentity,
+    client_context,
+    key_ring,
+    learn_aggregator,
+    load_node,
+)
 from vedette_core.runtime.jobs import Jobs, run_until_signal
 from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics, resident_bytes
 from vedette_core.runtime.metrics import serve as serve_metrics
@@ -22,6 +29,7 @@ from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, Outbox, OutboxMessage, StateStore
 from vedette_core.secagg.committee import CloseReceived, OpeningReceived
 from vedette_device.budget_book import BudgetBook
+from vedette_device.credentials import Credentials
 from vedette_device.enforcement import Enforcement
 from vedette_device.intake import Intake
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened, Train
@@ -104,6 +112,9 @@ class DeviceService:
         self._shell = Shell(self._link, self._store, self._metrics, outbox, settings.spool.resend_s)
         self._shell.on_published = self._count_bytes
         self._shell.on_dropped = self._count_dropped
+        self._credentials = Credentials(
+            self._node, ring, self._topics, self._link, self._shell, self._store, self._metrics, self._renewed
+        )
         self._bytes_up = 0
         self._leaving = False
         self._dropped = 0
@@ -128,6 +139,7 @@ class DeviceService:
         await self._link.subscribe(self._topics.receipt(self._node.id))
         await self._link.subscribe(self._topics.committee(self._node.id))
         await self._link.subscribe(self._topics.trust(TIMESTAMP_FILE))
+        await self._credentials.subscribe()
         await self._link.start()
         background = [
             asyncio.create_task(job, name=name)
@@ -136,6 +148,7 @@ class DeviceService:
                 ("ticker", self._tick()),
                 ("reporter", self._report()),
                 ("releases", self._follower.run()),
+                ("credentials", self._credentials.run()),
                 *((f"updates-{task}", u.run(self._carry_out)) for task, u in self._updates.items()),
             )
         ]
@@ -247,6 +260,8 @@ class DeviceService:
             if message.topic == self._topics.trust(TIMESTAMP_FILE):
                 self._follower.want()
             return
+        if await self._credentials.take(message):
+            return
         event = self._intake.take(message.topic, message.payload)
         match event:
             case RoundOpened(body):
@@ -273,6 +288,10 @@ class DeviceService:
         self._follower.want()
         for participation in self._participations.values():
             await participation.handle(Connected())
+
+    def _renewed(self, node: NodeIdentity) -> None:
+        for participation in self._participations.values():
+            participation.machine.take_certificate(node.certificate, node.intermediate)
 
     # -- what goes out ------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,8 @@ from vedette_schemas.errors import PeerError
 WIRE_VERSION: Final = 1
 ID_PATTERN: Final = r"[a-z0-9-]{1,60}"
 TASK_PATTERN: Final = r"[a-z0-9-]{1,40}"
+TOKEN_ID_PREFIX: Final = "enrol-"
+"""Ids of enrolment tokens begin with it, and no node's does: a token has no branch below ``device/``."""
 TOPIC_BYTES_MAX: Final = 512
 """No topic of the grammar is longer; longer ones are refused before they are parsed."""
 
@@ -32,6 +34,8 @@ class Role(StrEnum):
     DEVICE = "device"
     AGGREGATOR = "aggregator"
     ANALYTICS = "analytics"
+    AUTHORITY = "authority"
+    BOOTSTRAP = "bootstrap"
 
 
 class Action(StrEnum):
@@ -50,6 +54,8 @@ class FlStep(StrEnum):
     SHARES = "shares"
 
 
+RENEW: Final = "renew"
+"""Name of the remote call that renews certificates."""
 _STEPS: Final = frozenset(step.value for step in FlStep)
 
 
@@ -83,6 +89,14 @@ ACCESS: Final[tuple[AccessRule, ...]] = (
     AccessRule(Role.ANALYTICS, Action.READ, "public/#"),
     AccessRule(Role.ANALYTICS, Action.READ, "label/#"),
     AccessRule(Role.ANALYTICS, Action.WRITE, "label/#"),
+    AccessRule(Role.AUTHORITY, Action.READ, "enrol/+/up"),
+    AccessRule(Role.AUTHORITY, Action.WRITE, "enrol/+/down"),
+    AccessRule(Role.AUTHORITY, Action.READ, "device/+/up/rpc/renew"),
+    AccessRule(Role.AUTHORITY, Action.WRITE, "device/+/down/rpc/renew"),
+    AccessRule(Role.AUTHORITY, Action.READ, "public/#"),
+    AccessRule(Role.AUTHORITY, Action.WRITE, "public/revoked"),
+    AccessRule(Role.BOOTSTRAP, Action.WRITE, "enrol/%u/up"),
+    AccessRule(Role.BOOTSTRAP, Action.READ, "enrol/%u/down"),
 )
 """The whole of who may speak. What is not here is denied."""
 
@@ -214,6 +228,27 @@ class Topics:
         """Retained topic of a task's rollout state."""
         return f"{self.root}/public/rollout/{task}"
 
+    @property
+    def revoked(self) -> str:
+        """Retained topic of the newest revocation list."""
+        return f"{self.root}/public/revoked"
+
+    def renewal_request(self, device: str) -> str:
+        """Topic on which a node asks for newer certificates; ``+`` for every node's."""
+        return f"{self.root}/device/{device}/up/rpc/{RENEW}"
+
+    def renewal_reply(self, device: str) -> str:
+        """Topic on which the authority answers a node."""
+        return f"{self.root}/device/{device}/down/rpc/{RENEW}"
+
+    def enrolment_request(self, token: str) -> str:
+        """Topic on which a new node asks for its first certificates; ``+`` for every token's."""
+        return f"{self.root}/enrol/{token}/up"
+
+    def enrolment_reply(self, token: str) -> str:
+        """Topic on which the authority answers a new node."""
+        return f"{self.root}/enrol/{token}/down"
+
     def parse(self, topic: str) -> Parsed:
         """Take a topic name apart.
 
@@ -250,8 +285,9 @@ class Parsed:
 
     Attributes:
         kind: the conversation: ``alert state telemetry fl rpc receipt command committee round group trust
-            artifact rollout revoked intel label``.
-        device: the device's id, for ``device/`` topics; the labelled alert's id for ``label``.
+            artifact rollout revoked intel label enrol``.
+        device: the device's id, for ``device/`` topics; the labelled alert's id for ``label``; the token's for
+            ``enrol``.
         task: for ``fl``, ``round``, ``group`` and ``rollout``.
         step: for ``fl``.
         key: the file, digest, or rpc name.
@@ -275,15 +311,15 @@ def _parse(topics: Topics, topic: str) -> Parsed:
     if len(topic) > TOPIC_BYTES_MAX or not topic.startswith(prefix):
         raise refused
     match topic.removeprefix(prefix).split("/"):
-        case ["device", device, "up", ("alert" | "state" | "telemetry") as kind] if _ID.fullmatch(device):
+        case ["device", device, "up", ("alert" | "state" | "telemetry") as kind] if _is_device(device):
             return Parsed(kind, device=device)
         case ["device", device, "up", "fl", task, step] if (
-            _ID.fullmatch(device) and _TASK.fullmatch(task) and step in _STEPS
+            _is_device(device) and _TASK.fullmatch(task) and step in _STEPS
         ):
             return Parsed("fl", device=device, task=task, step=FlStep(step))
-        case ["device", device, ("up" | "down"), "rpc", key] if _ID.fullmatch(device) and _ID.fullmatch(key):
+        case ["device", device, ("up" | "down"), "rpc", key] if _is_device(device) and _ID.fullmatch(key):
             return Parsed("rpc", device=device, key=key)
-        case ["device", device, "down", ("receipt" | "command" | "committee") as kind] if _ID.fullmatch(device):
+        case ["device", device, "down", ("receipt" | "command" | "committee") as kind] if _is_device(device):
             return Parsed(kind, device=device)
         case ["public", ("round" | "rollout") as kind, task] if _TASK.fullmatch(task):
             return Parsed(kind, task=task)
@@ -297,9 +333,15 @@ def _parse(topics: Topics, topic: str) -> Parsed:
             return Parsed("artifact", key=digest, index=int(chunk))
         case ["public", ("revoked" | "intel") as kind]:
             return Parsed(kind)
+        case ["enrol", token, ("up" | "down")] if _ID.fullmatch(token) and token.startswith(TOKEN_ID_PREFIX):
+            return Parsed("enrol", device=token)
         case ["label", alert] if _ID.fullmatch(alert):
             return Parsed("label", device=alert)
     raise refused
+
+
+def _is_device(level: str) -> bool:
+    return _ID.fullmatch(level) is not None and not level.startswith(TOKEN_ID_PREFIX)
 
 
 def _number(level: str) -> bool:

@@ -69,8 +69,9 @@ def test_every_topic_kind_is_in_the_table() -> None:
 def test_the_topics_table_says_who_may_write_and_read() -> None:
     site = topics.Topics("s")
     fill = {"{id}": "gw-01", "{task}": "network", "{step}": "upload", "{gid}": "0", "{file}": "timestamp.json",
-            "{sha256}": "ab" * 32, "{chunk}": "0", "{name}": "score", "{alert}": "al-1"}  # fmt: skip
-    people = {"device": "gw-01", "aggregator": "aggregator", "analytics": "analytics"}
+            "{sha256}": "ab" * 32, "{chunk}": "0", "{name}": "score", "{alert}": "al-1",
+            "{token}": "enrol-1"}  # fmt: skip
+    people = {role.value: role.value for role in topics.Role} | {"device": "gw-01", "bootstrap": "enrol-1"}
     for kind, pattern, writers, readers, *_ in rows_of(SCHEMAS_README, "kind"):
         for template in re.findall(r"`([^`]+)`", pattern):
             topic = f"{site.root}/{template}"
@@ -85,11 +86,11 @@ def test_the_topics_table_says_who_may_write_and_read() -> None:
                 expected_write = (
                     (role in writers)
                     and not (direction == "up" and role != "device")
-                    and not (direction == "down" and role != "aggregator")
+                    and not (direction == "down" and role == "device")
                 )
                 expected_read = (
                     (role in readers)
-                    and not (direction == "up" and role != "aggregator")
+                    and not (direction == "up" and role == "device")
                     and not (direction == "down" and role != "device")
                 )
                 assert (may_write, may_read) == (expected_write, expected_read), (template, role)

@@ -178,7 +178,7 @@ class Node:
     """A committee member with its disk."""
 
     def __init__(self, who: Person, task: str = TASK, ring: KeyRing | None = None) -> None:
-        self.who, self.task, self.ring = who, task, ring or the_ring()
+        self.who, self.task, self.ring = who, task, the_ring() if ring is None else ring  # an empty ring is false
         self.disk: dict[str, bytes] = {}
         self.said: list[Publish] = []
         self.machine: CommitteeMember

@@ -114,10 +114,11 @@ def without(kind: type[x509.ExtensionType]) -> Callable[[Any], Any | None]:
 @pytest.mark.parametrize("role", [r for r in CertificateRole if r is not CertificateRole.BROKER])
 @pytest.mark.parametrize("purpose", [Purpose.TLS_CLIENT, Purpose.SIGNING])
 def test_a_node_is_who_its_certificate_says(role: CertificateRole, purpose: Purpose) -> None:
-    holder = "dev-1" if role in MANY else role.value
+    bootstrap = role is CertificateRole.BOOTSTRAP
+    holder = "enrol-1" if bootstrap else "dev-1" if role in MANY else role.value
     who = verify(leaf(holder=holder, role=role, purpose=purpose), purpose)
     assert (who.id, who.role, who.site, who.purpose) == (holder, role, "lab", purpose)
-    assert who.access_role is (Role.DEVICE if role in MANY else Role(role.value))
+    assert who.access_role is (Role.DEVICE if role in MANY and not bootstrap else Role(role.value))
     assert who.not_after == NOW - BACKDATED_S + LEAF_DAYS * DAY_S + BACKDATED_S
 
 
@@ -166,6 +167,8 @@ def test_the_longest_ids_fit() -> None:
     [
         ({"holder": "aggregator"}, "reserved"),
         ({"holder": "broker", "role": CertificateRole.COMMITTEE}, "reserved"),
+        ({"holder": "enrol-1"}, "tokens only"),
+        ({"holder": "dev-1", "role": CertificateRole.BOOTSTRAP}, "tokens only"),
         ({"holder": "Dev"}, "expected"),
         ({"holder": "+"}, "expected"),
         ({"holder": ""}, "expected"),
@@ -362,3 +365,18 @@ def test_what_is_no_chain_is_refused(data: bytes) -> None:
 def test_an_issuer_does_not_show_its_key() -> None:
     assert "redacted" in repr(ISSUER)
     assert "EllipticCurvePrivateKey" not in repr(ISSUER)
+
+
+def test_what_no_signature_covers_must_be_as_we_write_it() -> None:
+    """The outer name of the algorithm, and the unused bits of the signature: another library would not have these."""
+    whole = der(GOOD)
+    name = whole.rindex(bytes.fromhex("06082a8648ce3d040302"))
+    renamed = whole[: name + 9] + b"\x03" + whole[name + 10 :]
+    verify(load_certificates(whole)[0])
+    with pytest.raises(PeerError, match="issuer"):
+        verify(load_certificates(renamed)[0])
+    even = next(c for c in (leaf() for _ in range(64)) if not c.signature[-1] & 1)
+    place = -len(even.signature) - 1
+    unused = der(even)[:place] + b"\x01" + der(even)[place + 1 :]
+    with pytest.raises(PeerError, match="issuer"):
+        verify(load_certificates(unused)[0])

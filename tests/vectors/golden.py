@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import golden_round as group
 from golden_round import checkin, roster, upload
-from golden_site import AGGREGATOR, BEACON, CHAIN, DEVICE, DEVICES, HELPER, MODEL, PLAN, SITE, TestKeys, plan
+from golden_site import AGGREGATOR, BEACON, CHAIN, DEVICE, DEVICES, HELPER, MODEL, PLAN, SITE, TOKEN, TestKeys, plan
 
-from vedette_schemas import alert, codec, envelope, features, model, secagg, telemetry, trust
+from vedette_schemas import alert, codec, enrolment, envelope, features, model, secagg, telemetry, trust
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.topics import FlStep
@@ -144,6 +144,46 @@ def release() -> model.ReleaseTarget:
     )
 
 
+def enrol_request(**changes: Any) -> enrolment.EnrolRequest:
+    fields: dict[str, Any] = {
+        "id": "00112233445566778899aabbccddeeff",
+        "token": TOKEN,
+        "tls": b"PKCS #10 of a P-256 key",
+        "signing": b"PKCS #10 of an Ed25519 key",
+        "serial": "HW-0042",
+    }
+    return enrolment.EnrolRequest(**{**fields, **changes})
+
+
+def renew_request() -> enrolment.RenewRequest:
+    return enrolment.RenewRequest(
+        id="ffeeddccbbaa99887766554433221100",
+        device=DEVICE,
+        certificate=b"signing certificate in force",
+        tls=b"PKCS #10 of a new P-256 key",
+        signing=b"PKCS #10 of the Ed25519 key",
+    )
+
+
+def certificates() -> enrolment.CertificateReply:
+    return enrolment.CertificateReply(
+        request="00112233445566778899aabbccddeeff",
+        outcome="issued",
+        holder=DEVICE,
+        tls=b"TLS leaf",
+        signing=b"signing leaf",
+        intermediate=b"online authority",
+        aggregator=b"the aggregator's signing leaf",
+        aggregator_intermediate=b"online authority",
+    )
+
+
+def no_certificates() -> enrolment.CertificateReply:
+    return enrolment.CertificateReply(
+        request="ffeeddccbbaa99887766554433221100", outcome="refused", reason="certificate of gw-01: found it revoked"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Good:
     """A message that must be decoded and encoded again to the same bytes.
@@ -219,6 +259,10 @@ def good() -> list[Good]:
         ),
         Good("opening", group.opening(), "sealed", SITE.committee(group.MEMBER), secagg.OPENING_TYPE, AGGREGATOR),
         _from(group.MEMBER, "shares", group.shares(), FlStep.SHARES, secagg.SHARES_TYPE),
+        Good("enrolment", enrol_request(), "sealed", SITE.enrolment_request(TOKEN), enrolment.ENROL_TYPE, TOKEN),
+        Good("enrolment answered", certificates(), "msgpack", SITE.enrolment_reply(TOKEN)),
+        Good("renewal", renew_request(), "sealed", SITE.renewal_request(DEVICE), enrolment.RENEW_TYPE, DEVICE),
+        Good("renewal refused", no_certificates(), "msgpack", SITE.renewal_reply(DEVICE)),
     ]
 
 

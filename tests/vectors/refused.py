@@ -8,11 +8,25 @@ from functools import lru_cache
 from typing import Any
 
 import msgpack
-from golden import DEVICE, Good, TestKeys, an_alert, checkin, plan, receipt, release, report, roster, upload
+from golden import (
+    DEVICE,
+    Good,
+    TestKeys,
+    an_alert,
+    certificates,
+    checkin,
+    enrol_request,
+    plan,
+    receipt,
+    release,
+    report,
+    roster,
+    upload,
+)
 from golden_round import close, opening, shares, vote
-from golden_site import AGGREGATOR
+from golden_site import AGGREGATOR, TOKEN
 
-from vedette_schemas import alert, codec, envelope, model, secagg, telemetry
+from vedette_schemas import alert, codec, enrolment, envelope, model, secagg, telemetry
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.topics import WIRE_VERSION
@@ -261,4 +275,21 @@ def bad() -> list[Bad]:
         Bad("close that a device wrote", secagg.Close, "sealed",
             Good("", close(), "sealed", "", secagg.CLOSE_TYPE, DEVICE).data(), "sender", "expected 'aggregator'",
             secagg.CLOSE_TYPE, AGGREGATOR),
+        # Enrolment.
+        Bad("request without a key", enrolment.EnrolRequest, "msgpack",
+            _with(enrol_request(), tls=b""), "schema", "tls"),
+        Bad("request of 1,025 bytes", enrolment.EnrolRequest, "msgpack",
+            _with(enrol_request(), signing=bytes(1025)), "schema", "signing"),
+        Bad("request with a serial number of two lines", enrolment.EnrolRequest, "msgpack",
+            _with(enrol_request(), serial="a\nb"), "schema", "serial"),
+        Bad("another token's request", enrolment.EnrolRequest, "sealed",
+            Good("", enrol_request(), "sealed", "", enrolment.ENROL_TYPE, DEVICE).data(), "sender",
+            f"expected '{TOKEN}'", enrolment.ENROL_TYPE, TOKEN),
+        Bad("enrolment where a renewal is due", enrolment.RenewRequest, "sealed",
+            Good("", enrol_request(), "sealed", "", enrolment.ENROL_TYPE, TOKEN).data(), "type", "enrol.request",
+            enrolment.RENEW_TYPE, TOKEN),
+        Bad("reply with a certificate of 2,049 bytes", enrolment.CertificateReply, "msgpack",
+            _with(certificates(), tls=bytes(2049)), "schema", "tls"),
+        Bad("an answer that is neither yes nor no", enrolment.CertificateReply, "msgpack",
+            _with(certificates(), outcome="perhaps"), "schema", "outcome"),
     ]  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 import regenerate
 
 from vedette_core.secagg.aggregator import Unmasking, UploadEvidence
-from vedette_schemas import alert, codec, envelope, model, secagg, telemetry, trust
+from vedette_schemas import alert, codec, enrolment, envelope, model, secagg, telemetry, trust
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.errors import PeerError
@@ -21,7 +21,7 @@ from vedette_schemas.topics import Role, Topics
 
 CLASSES: dict[str, type[Message]] = {
     c.__name__: c
-    for module in (alert, model, rounds, secagg, telemetry, trust)
+    for module in (alert, enrolment, model, rounds, secagg, telemetry, trust)
     for c in vars(module).values()
     if isinstance(c, type) and issubclass(c, Message) and c is not Message
 }
@@ -49,7 +49,10 @@ def test_a_good_message_is_decoded(vector: dict[str, Any]) -> None:
         site = Topics("plant-1")
         assert site.parse(vector["topic"]).kind
         branch = site.parse(vector["topic"]).device or ""
-        writer = (Role.DEVICE, branch) if "/up/" in vector["topic"] else (Role.AGGREGATOR, "aggregator")
+        kind, up = site.parse(vector["topic"]).kind, "/up" in vector["topic"]
+        outside = Role.BOOTSTRAP if kind == "enrol" else Role.DEVICE
+        inside = Role.AUTHORITY if kind in ("enrol", "rpc") else Role.AGGREGATOR
+        writer = (outside, branch) if up else (inside, inside.value)
         assert site.may_publish(*writer, vector["topic"])
 
 

@@ -7,22 +7,34 @@ import time
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 app = typer.Typer(help="The site's certificate authority.", no_args_is_help=True)
 Directory = Annotated[Path, typer.Option("--dir", "-d", help="Folder of the certificate authority.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
 
 class RoleName(StrEnum):
-    """Whom a bundle is for."""
+    """Whom certificates are for."""
 
     DEVICE = "device"
     AGGREGATOR = "aggregator"
     ANALYTICS = "analytics"
     BROKER = "broker"
     COMMITTEE = "committee"
+    AUTHORITY = "authority"
+
+
+class ReasonName(StrEnum):
+    """Why certificates are revoked."""
+
+    UNSPECIFIED = "unspecified"
+    KEY_COMPROMISE = "key-compromise"
+    SUPERSEDED = "superseded"
+    CESSATION = "cessation"
+    PRIVILEGE_WITHDRAWN = "privilege-withdrawn"
 
 
 @app.command()
@@ -59,20 +71,194 @@ def issue(
     typer.echo(f"{bundle}: bundle of {holder}; move it to the node")
 
 
+@app.command()
+def token(
+    directory: Directory = Path("ca"),
+    role: Annotated[RoleName, typer.Option("--role", "-r", help="What the node will be.")] = RoleName.DEVICE,
+    holder: Annotated[
+        str, typer.Option("--id", help="Id that the node will get; without it the authority makes one.")
+    ] = "",
+    serial: Annotated[str, typer.Option("--serial", help="The only hardware serial number that may use it.")] = "",
+    hours: Annotated[float, typer.Option("--hours", min=0.02, max=24, help="How long it is good for.")] = 24.0,
+    as_json: AsJson = False,
+) -> None:
+    """Invite a node: a one-time token, shown once and stored nowhere; carry it to the node, with the ticket beside."""
+    from vedette_broker import ca_tokens
+    from vedette_core.crypto.certificates import CertificateRole
+
+    made = ca_tokens.make_token(
+        directory,
+        now=time.time(),
+        role=CertificateRole(role.value),
+        holder=holder,
+        serial=serial,
+        ttl_s=hours * 3600,
+    )
+    if as_json:
+        facts = {
+            "token": made.token.text,
+            "id": made.token.id,
+            "ticket": str(made.ticket),
+            "not_after": _utc(made.not_after),
+        }
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    typer.echo(made.token.text)
+    typer.echo(f"good once until {_utc(made.not_after)}; ticket (nothing secret): {made.ticket}", err=True)
+
+
+@app.command()
+def enrol(
+    request: Annotated[Path, typer.Argument(help="Request that `vedette device enrol --request` wrote.")],
+    reply: Annotated[Path, typer.Option("--reply", "-o", help="Where the answer goes; nothing in it is secret.")],
+    directory: Directory = Path("ca"),
+    allow_file: Annotated[Path | None, typer.Option("--allow-file", help="Ids and serials that may enrol.")] = None,
+    allow_program: Annotated[Path | None, typer.Option("--allow-program", help="Asked whether it may enrol.")] = None,
+) -> None:
+    """Enrol a node by carrying files: the request proves its token and its keys, the answer holds certificates."""
+    from vedette_broker import ca_enrolment
+    from vedette_broker.allow_list import AllowList
+    from vedette_core.runtime.identity import read_file
+    from vedette_schemas import codec
+
+    answer = ca_enrolment.enrol(
+        directory, read_file(request), now=time.time(), allow=AllowList(allow_file, allow_program)
+    )
+    reply.write_bytes(codec.pack(answer))
+    typer.echo(f"{reply}: certificates of {answer.holder}; carry it to the node")
+
+
+@app.command()
+def renew(
+    holders: Annotated[
+        list[str] | None, typer.Argument(help="Ids whose bundles lie in the authority's folder.")
+    ] = None,
+    directory: Directory = Path("ca"),
+    due: Annotated[bool, typer.Option("--due", help="Every bundle here that is past half of its life.")] = False,
+) -> None:
+    """Renew bundles that lie here, in place: for the broker and the aggregator. Devices renew themselves."""
+    from vedette_broker import ca, ca_revocation
+    from vedette_broker.ca_store import read_index
+
+    now = time.time()
+    if due:
+        index = read_index(directory)
+        holders = [
+            line.id
+            for line in ca.list_issued(directory)
+            if now >= (line.not_before + line.not_after) / 2
+            and (directory / "bundles" / line.id).is_dir()
+            and ca_revocation.status_of(line, index, now) != "revoked"
+        ]
+    for holder in holders or ():
+        typer.echo(f"{ca.renew(directory, holder, now=now)}: renewed")
+    if not holders:
+        typer.echo("nothing to renew")
+
+
+@app.command()
+def revoke(
+    holder: Annotated[str, typer.Argument(help="Id of a node, or of a token.")],
+    directory: Directory = Path("ca"),
+    reason: Annotated[ReasonName, typer.Option("--reason", "-r", help="Why.")] = ReasonName.UNSPECIFIED,
+) -> None:
+    """Revoke every certificate of a node, and make a revocation list that says so."""
+    from vedette_broker import ca_revocation
+    from vedette_core.crypto.revocation import RevocationReason
+
+    made = ca_revocation.revoke(directory, holder, RevocationReason(reason.value), now=time.time())
+    typer.echo(f"{holder}: revoked in list {made.number}, {directory / ca_revocation.LIST_FILE}")
+
+
+@app.command()
+def crl(
+    directory: Directory = Path("ca"),
+    refresh: Annotated[bool, typer.Option("--refresh", help="Make a new list, with or without news.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the revocation list; make one if there is none, or if half of its life is over."""
+    from vedette_broker import ca_revocation
+    from vedette_broker.ca_store import read_index
+
+    now = time.time()
+    made = ca_revocation.refresh(directory, now=now) if refresh else ca_revocation.refresh_if_due(directory, now=now)
+    revoked = read_index(directory).revoked
+    entries = [
+        {
+            "id": revoked[f"{serial:x}"].id if f"{serial:x}" in revoked else "",
+            "serial": f"{serial:x}",
+            "revoked": _utc(entry.at),
+            "reason": entry.reason.value,
+        }
+        for serial, entry in sorted(made.entries.items())
+    ]
+    if as_json:
+        facts = {"number": made.number, "issued": _utc(made.issued_at), "next_update": _utc(made.next_update)}
+        typer.echo(json.dumps({**facts, "entries": entries}, indent=2))
+        return
+    typer.echo(f"list {made.number} of {_utc(made.issued_at)}, the next one is due by {_utc(made.next_update)}")
+    for row in entries:
+        typer.echo(f"{row['id']:30} {row['serial']:40} {row['revoked']} {row['reason']}")
+
+
 @app.command("list")
 def list_issued(
     directory: Directory = Path("ca"),
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Invitations instead.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List every bundle that was issued, and until when it lasts."""
+    """List every id that has certificates: valid, expired or revoked, and until when."""
     from dataclasses import asdict
 
-    from vedette_broker import ca
+    from vedette_broker import ca_revocation, ca_tokens
+    from vedette_broker.ca_store import read_index
 
-    issued = ca.list_issued(directory)
+    now = time.time()
+    if tokens:
+        rows: list[dict[str, Any]] = [
+            {k: v for k, v in asdict(t).items() if k not in ("digest", "key", "used_for")}
+            for t in ca_tokens.list_tokens(directory, now=now)
+        ]
+    else:
+        index = read_index(directory)
+        rows = [
+            {
+                "id": line.id,
+                "role": line.role,
+                "status": ca_revocation.status_of(line, index, now),
+                "serials": line.serials,
+                "not_before": line.not_before,
+                "not_after": line.not_after,
+                "hosts": line.hosts,
+                "hardware": line.serial,
+            }
+            for line in (index.issued[key] for key in sorted(index.issued))
+        ]
     if as_json:
-        typer.echo(json.dumps([asdict(line) for line in issued], indent=2))
+        typer.echo(json.dumps(rows, indent=2))
         return
-    for line in issued:
-        until = datetime.fromtimestamp(line.not_after, UTC)
-        typer.echo(f"{line.id:30} {line.role:12} until {until:%Y-%m-%d %H:%M} UTC")
+    for row in rows:
+        if tokens:
+            state = f"used by {row['used_by']}" if row["used_by"] else f"for {row['holder'] or 'any id'}"
+            typer.echo(f"{row['id']:30} {row['role']:12} {state:30} until {_utc(row['not_after'])}")
+        else:
+            typer.echo(f"{row['id']:30} {row['role']:12} {row['status']:8} until {_utc(row['not_after'])}")
+
+
+@app.command()
+def serve(
+    config: Annotated[Path, typer.Option("--config", "-c", help="Settings, TOML.")] = Path("ca.toml"),
+) -> None:
+    """Answer requests for certificates over MQTT, and keep the revocation list published."""
+    from vedette_broker import ca_service
+    from vedette_broker.ca_settings import AuthoritySettings
+    from vedette_core.runtime import logs
+    from vedette_core.runtime.config import load
+
+    settings = load(AuthoritySettings, config)
+    logs.configure(settings.log.level, settings.log.format)
+    ca_service.serve(settings)
+
+
+def _utc(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"

@@ -21,6 +21,7 @@ class Component(StrEnum):
     AGGREGATOR = "aggregator"
     BROKER = "broker"
     COMMITTEE = "committee"
+    AUTHORITY = "authority"
 
 
 @app.command()
@@ -58,6 +59,10 @@ def _load(component: Component, file: Path) -> Settings:
             from vedette_device.helper_settings import CommitteeSettings
 
             return load(CommitteeSettings, file)
+        case Component.AUTHORITY:
+            from vedette_broker.ca_settings import AuthoritySettings
+
+            return load(AuthoritySettings, file)
         case Component.BROKER:
             from vedette_broker.settings import BrokerSettings
 

@@ -19,6 +19,7 @@ class Scenario(StrEnum):
     ATTACKS = "attacks"
     DROPOUT = "dropout"
     POISONED = "poisoned-device"
+    REVOKED = "revoked-device"
 
 
 def demo(
@@ -36,7 +37,8 @@ def demo(
         Scenario,
         typer.Option(
             "--scenario",
-            help="attacks; or dropout: a fifth of the devices vanish in every round; or poisoned-device: some lie.",
+            help="attacks; or dropout: a fifth of the devices vanish in every round; or poisoned-device: some lie; or "
+            "revoked-device: nobody listens to one any more.",
         ),
     ] = Scenario.ATTACKS,
     insecure_plain_updates: Annotated[
@@ -77,10 +79,15 @@ def _play(
     from vedette.demo.poisoned_device import run_poisoned
     from vedette.demo.poisoned_figures import broken_poisoned
     from vedette.demo.recordings import SHIPPED
+    from vedette.demo.revoked_device import broken_revoked, run_revoked
     from vedette.demo.stage import ScenarioOptions
 
     options = ScenarioOptions(data or SHIPPED, keep, timeout_s, plain, _quiet if as_json else typer.echo)
-    run, broken = (run_dropout, broken_dropout) if scenario is Scenario.DROPOUT else (run_poisoned, broken_poisoned)
+    run, broken = {
+        Scenario.DROPOUT: (run_dropout, broken_dropout),
+        Scenario.POISONED: (run_poisoned, broken_poisoned),
+        Scenario.REVOKED: (run_revoked, broken_revoked),
+    }[scenario]
     figures = asyncio.run(run(options))
     if as_json:
         typer.echo(json.dumps(figures, indent=2))

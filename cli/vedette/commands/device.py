@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from vedette.commands import enrol
+
 app = typer.Typer(help="The node on a gateway.", no_args_is_help=True)
 quarantine = typer.Typer(help="Devices that a person keeps out of rounds.", no_args_is_help=True)
 app.add_typer(quarantine, name="quarantine")
+app.command("enrol")(enrol.enrol)
 
 
 @app.command()

@@ -21,6 +21,7 @@ class Diary:
         vanished: by place, who left without a word.
         survivors: by place and group, the survivor set that members were asked about.
         versions: newest release that each device has.
+        lists: number of the newest revocation list that each device took over the broker.
         returns: how often a device came back.
     """
 
@@ -29,6 +30,7 @@ class Diary:
     vanished: dict[Place, set[str]] = field(default_factory=dict)
     survivors: dict[Place, dict[int, tuple[str, ...]]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
+    lists: dict[str, int] = field(default_factory=dict)
     returns: int = 0
 
     def take(self, line: str) -> None:
@@ -46,6 +48,8 @@ class Diary:
                 self.survivors.setdefault(_place(entry), {})[int(entry["gid"])] = tuple(entry["survivors"])
             case "release":
                 self.versions[device] = max(int(entry["version"]), self.versions.get(device, 0))
+            case "revocations":
+                self.lists[device] = int(entry["number"])
             case "back":
                 self.returns += 1
 

@@ -141,6 +141,7 @@ class _Life:
             tasks=(settings.task,),
         )
         self._session = RoundSession(node, parts)
+        self._session.credentials.on_list = lambda number: self._say("revocations", device=node.id, number=number)
         self._participation: LightParticipation | None = None
         self._gone = asyncio.Event()
         self.on_round: Callable[[RoundOpen], None] | None = None
@@ -186,6 +187,12 @@ class _Life:
     def next_deadline(self, task: str) -> float | None:
         """See `RoundMember.next_deadline`."""
         return None if self._participation is None else self._participation.machine.next_deadline()
+
+    def renewed(self, node: NodeIdentity) -> None:
+        """See `RoundMember.renewed`."""
+        self._node = node
+        if self._participation is not None:
+            self._participation.machine.take_certificate(node.certificate, node.intermediate)
 
     async def take_release(self, release: VerifiedRelease) -> None:
         """See `RoundMember.take_release`."""

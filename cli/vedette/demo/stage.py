@@ -101,6 +101,7 @@ class Stage:
         observer: watches its rounds.
         diary: reads what the swarm says.
         timeout_s: after this it gives up.
+        port: TCP port of its broker.
 
     Attributes:
         releases: what each round's release says, by round.
@@ -108,8 +109,10 @@ class Stage:
         plans: plan that went out with each release.
     """
 
-    def __init__(self, site: Site, fleet: Fleet, observer: Observer, diary: DiaryReader, timeout_s: float) -> None:
-        self.site, self.fleet, self.observer = site, fleet, observer
+    def __init__(
+        self, site: Site, fleet: Fleet, observer: Observer, diary: DiaryReader, timeout_s: float, port: int
+    ) -> None:
+        self.site, self.fleet, self.observer, self.port = site, fleet, observer, port
         self.releases: dict[int, ReleaseFacts] = {}
         self.models: dict[int, WeightsFile] = {}
         self.plans: dict[int, Plan] = {}
@@ -221,7 +224,7 @@ async def staged(options: ScenarioOptions, prepare: Callable[[Path], StagePlan])
             fleet.start(helper, "committee", "run", "-c", str(config))
         lines = base / "logs" / "swarm.jsonl"
         start_swarm(fleet, swarm, lines)
-        yield Stage(site, fleet, observer, DiaryReader(lines), options.timeout_s)
+        yield Stage(site, fleet, observer, DiaryReader(lines), options.timeout_s, port)
 
 
 def start_swarm(fleet: Fleet, config: Path, lines: Path) -> None:

@@ -8,6 +8,7 @@
 ``vanished, back``    device (round, attempt, gid): it left without a word, and came back from its disk
 ``close``             device, round, attempt, gid, survivors: it is asked to vote for a survivor set
 ``release``           device, version, sha256: it verified a release and has its weights
+``revocations``       device, number: it believes a newer revocation list
 ====================  =================================================================================
 """
 

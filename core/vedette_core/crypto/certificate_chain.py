@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtensionOID, NameOID
+from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from vedette_core.crypto.certificates import (
     KEY_USES,
@@ -147,6 +147,20 @@ def der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.DER)
 
 
+def signed_as_ours(signed: x509.Certificate | x509.CertificateRevocationList, encoded: bytes) -> bool:
+    """Tell whether the parts that no signature covers are as our authority writes them.
+
+    They are the outer name of the algorithm and the count of unused bits of the signature. The library does not mind
+    either, and TLS does: somebody on the way could make a certificate that holds here and nowhere else.
+
+    Args:
+        signed: certificate or revocation list.
+        encoded: its DER.
+    """
+    named = signed.signature_algorithm_oid == SignatureAlgorithmOID.ECDSA_WITH_SHA256
+    return named and encoded[-len(signed.signature) - 1] == 0
+
+
 def _odd(who: str, found: str, expected: str, reason: str) -> PeerError:
     return PeerError(f"certificate of {who}: found {found}, expected {expected}", reason=reason)
 
@@ -156,6 +170,8 @@ def _who(certificate: x509.Certificate) -> str:
 
 
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    if not signed_as_ours(certificate, der(certificate)):
+        return False
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature):
@@ -191,7 +207,7 @@ def _check_authority(who: str, certificate: x509.Certificate, path_length: int) 
         raise _odd(who, f"{constraints!r}", f"an authority with path length {path_length}", "chain")
     if extensions.get_extension_for_class(x509.KeyUsage).value != key_usage(signs_certificates=True):
         raise _odd(who, "another key usage", "one that signs certificates only", "chain")
-    _check_p256(who, certificate.public_key())
+    check_tls_key(who, certificate.public_key())
 
 
 _FIELD: Final = 2**255 - 19
@@ -207,15 +223,33 @@ _SMALL_ORDER_Y: Final = frozenset(
 """y of the eight points whose order divides eight. Under such a key, one signature holds for many messages or all."""
 
 
+def check_signing_key(who: str, key: object) -> Ed25519PublicKey:
+    """Return the key if it is one that an Ed25519 signer made.
+
+    Raises:
+        PeerError: another kind of key, or one of small order.
+    """
+    if not isinstance(key, Ed25519PublicKey):
+        raise _odd(who, f"a {type(key).__name__}", "an Ed25519 key", "certificate")
+    _check_order(who, key)
+    return key
+
+
 def _check_order(who: str, key: Ed25519PublicKey) -> None:
     y = int.from_bytes(key.public_bytes_raw(), "little") % 2**255
     if y >= _FIELD or y in _SMALL_ORDER_Y:
         raise _odd(who, "an Ed25519 key of small order or not canonical", "one that a signer made", "certificate")
 
 
-def _check_p256(who: str, key: object) -> None:
+def check_tls_key(who: str, key: object) -> EllipticCurvePublicKey:
+    """Return the key if it is one of P-256.
+
+    Raises:
+        PeerError: another kind of key, or another curve.
+    """
     if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
         raise _odd(who, f"a {type(key).__name__}", "a P-256 key", "certificate")
+    return key
 
 
 def _check_leaf(leaf: x509.Certificate, purpose: Purpose, site: str | None) -> Identity:
@@ -230,16 +264,16 @@ def _check_leaf(leaf: x509.Certificate, purpose: Purpose, site: str | None) -> I
         raise _odd(who, f"extended key usage {uses}", f"that of {purpose}", "purpose")
     key = leaf.public_key()
     if purpose is Purpose.SIGNING:
-        if not isinstance(key, Ed25519PublicKey):
-            raise _odd(who, f"a {type(key).__name__}", "an Ed25519 key", "certificate")
-        _check_order(who, key)
+        check_signing_key(who, key)
     else:
-        _check_p256(who, key)
+        check_tls_key(who, key)
     holder, role, found_site = _check_names(who, leaf, extensions, purpose)
     if site is not None and found_site != site:
         raise _odd(who, f"site {found_site!r}", f"site {site!r}", "site")
     assert isinstance(key, (Ed25519PublicKey, EllipticCurvePublicKey))
-    return Identity(holder, role, found_site, purpose, key, leaf.not_valid_after_utc.timestamp())
+    return Identity(
+        holder, role, found_site, purpose, key, leaf.not_valid_after_utc.timestamp(), serial=leaf.serial_number
+    )
 
 
 def _check_names(

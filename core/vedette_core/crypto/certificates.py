@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from vedette_schemas.errors import PeerError
-from vedette_schemas.topics import Role, check_id
+from vedette_schemas.topics import TOKEN_ID_PREFIX, Role, check_id
 
 ROOT_DAYS: Final = 3650
 """The root is offline; it changes with the site's hardware generation."""
@@ -38,6 +38,8 @@ INTERMEDIATE_DAYS: Final = 365
 """The intermediate is on a connected machine: a year bounds what its theft is worth."""
 LEAF_DAYS: Final = 7
 """A leaf's short life is the first line of revocation."""
+BOOTSTRAP_S: Final = 86_400.0
+"""A bootstrap leaf ends with its token."""
 BACKDATED_S: Final = 300
 """Certificates begin five minutes ago, so that a gateway whose clock is a little slow accepts them."""
 SIGNING_USE: Final = x509.ObjectIdentifier("2.25.329943803631097690401850347648472469950")
@@ -52,9 +54,11 @@ class CertificateRole(StrEnum):
     ANALYTICS = "analytics"
     BROKER = "broker"
     COMMITTEE = "committee"
+    AUTHORITY = "authority"
+    BOOTSTRAP = "bootstrap"
 
 
-MANY: Final = frozenset({CertificateRole.DEVICE, CertificateRole.COMMITTEE})
+MANY: Final = frozenset({CertificateRole.DEVICE, CertificateRole.COMMITTEE, CertificateRole.BOOTSTRAP})
 """Roles that many nodes have, each under an id of its own; of the others there is one, and its id is the role."""
 RESERVED_IDS: Final = frozenset(role.value for role in CertificateRole if role not in MANY)
 """Ids that mean a role: no other node can have one, and the role has no other id."""
@@ -81,11 +85,12 @@ class Identity:
 
     Attributes:
         id: the holder's id, which is also its MQTT client id.
-        role: device, aggregator, analytics or broker.
+        role: one of `CertificateRole`.
         site: the site's id.
         purpose: what the key may do.
         public_key: the leaf's key.
         not_after: epoch seconds at which the leaf ends.
+        serial: the leaf's serial number, by which it may be revoked.
     """
 
     id: str
@@ -94,6 +99,7 @@ class Identity:
     purpose: Purpose
     public_key: EllipticCurvePublicKey | Ed25519PublicKey
     not_after: float
+    serial: int = 0
 
     @property
     def access_role(self) -> Role:
@@ -129,7 +135,7 @@ def make_root(key: EllipticCurvePrivateKey, site: str, *, now: float, serial: in
     """
     check_id(site, "site")
     name = _name(f"vedette root of {site}"[:64])
-    builder = _builder(name, name, key.public_key(), now, ROOT_DAYS, serial)
+    builder = _builder(name, name, key.public_key(), now, ROOT_DAYS * 86_400.0, serial)
     return _authority(builder, key.public_key(), key.public_key(), path_length=1).sign(key, hashes.SHA256())
 
 
@@ -139,7 +145,7 @@ def make_intermediate(
     """The online certificate authority, issued by the root."""
     check_id(site, "site")
     name = _name(f"vedette online ca of {site}"[:64])
-    builder = _builder(name, root.certificate.subject, public_key, now, INTERMEDIATE_DAYS, serial)
+    builder = _builder(name, root.certificate.subject, public_key, now, INTERMEDIATE_DAYS * 86_400.0, serial)
     builder = _authority(builder, public_key, root.key.public_key(), path_length=0)
     return builder.sign(root.key, hashes.SHA256())
 
@@ -155,6 +161,7 @@ def make_leaf(
     now: float,
     serial: int,
     hosts: Sequence[str | IPv4Address | IPv6Address] = (),
+    seconds: float = LEAF_DAYS * 86_400.0,
 ) -> x509.Certificate:
     """A node's certificate for one purpose.
 
@@ -168,6 +175,7 @@ def make_leaf(
         now: epoch seconds.
         serial: random, 64 to 159 bits.
         hosts: names and addresses that a TLS server answers to.
+        seconds: how long it lives from now.
 
     Raises:
         PeerError: invalid or reserved id, or a key or hosts that do not fit the purpose.
@@ -185,7 +193,7 @@ def make_leaf(
         )
     names: list[x509.GeneralName] = [x509.DNSName(h) if isinstance(h, str) else x509.IPAddress(h) for h in hosts]
     names.append(x509.UniformResourceIdentifier(f"spiffe://{site}/{role}/{holder}"))
-    builder = _builder(_name(holder), issuer.certificate.subject, public_key, now, LEAF_DAYS, serial)
+    builder = _builder(_name(holder), issuer.certificate.subject, public_key, now, seconds, serial)
     builder = (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(key_usage(signs_certificates=False), critical=True)
@@ -206,6 +214,11 @@ def check_holder(holder: str, role: CertificateRole) -> None:
     check_id(holder)
     if role in MANY and holder in RESERVED_IDS:
         raise PeerError(f"id of a {role}: found {holder!r}, which is reserved for that role", reason="role")
+    if holder.startswith(TOKEN_ID_PREFIX) != (role is CertificateRole.BOOTSTRAP):
+        raise PeerError(
+            f"id of a {role}: found {holder!r}, expected ids that begin with {TOKEN_ID_PREFIX!r} for tokens only",
+            reason="role",
+        )
     if role not in MANY and holder != role.value:
         raise PeerError(f"id of the {role}: found {holder!r}, expected {role.value!r}", reason="role")
 
@@ -219,7 +232,7 @@ def _builder(
     issuer: x509.Name,
     public_key: EllipticCurvePublicKey | Ed25519PublicKey,
     now: float,
-    days: int,
+    seconds: float,
     serial: int,
 ) -> x509.CertificateBuilder:
     begin = datetime.fromtimestamp(int(now) - BACKDATED_S, UTC)
@@ -230,7 +243,7 @@ def _builder(
         .public_key(public_key)
         .serial_number(serial)
         .not_valid_before(begin)
-        .not_valid_after(begin + timedelta(days=days, seconds=BACKDATED_S))
+        .not_valid_after(begin + timedelta(seconds=int(seconds) + BACKDATED_S))
     )
 
 

@@ -16,11 +16,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from vedette_core.crypto.certificate_chain import (
     CERTIFICATE_BYTES_MAX,
+    CHAIN_LENGTH_MAX,
     damaged_is_refused,
     load_certificates,
     verify_chain,
 )
 from vedette_core.crypto.certificates import CertificateRole, Identity, Purpose
+from vedette_core.crypto.revocation import Revocations
 from vedette_schemas.errors import PeerError
 
 SENDERS_MAX: Final = 100_000
@@ -77,23 +79,44 @@ class KeyRing:
         root: the site's root certificate, the only trust anchor.
         site: the site's id; certificates of other sites are refused.
         intermediates: authorities that are known beforehand, for example from ``ca.crt``.
+        revocations: the newest revocation list; with none of its own, a ring begins without one.
+
+    Attributes:
+        revocations: the newest revocation list: whoever is on it is neither learnt nor believed.
     """
 
-    def __init__(self, root: x509.Certificate, site: str, intermediates: Sequence[x509.Certificate] = ()) -> None:
+    def __init__(
+        self,
+        root: x509.Certificate,
+        site: str,
+        intermediates: Sequence[x509.Certificate] = (),
+        revocations: Revocations | None = None,
+    ) -> None:
         self._root = root
         self._site = site
         self._intermediates = tuple(intermediates)
         self._known: dict[str, _Known] = {}
         self._verified: dict[bytes, Identity] = {}
+        self.revocations = revocations if revocations is not None else Revocations(root, intermediates)
 
     def fork(self) -> KeyRing:
         """An empty ring with the same anchors: for the members of one roster, whose keys are those that stand in it.
 
-        It shares what is known of certificates whose chain held, so that a roster costs no chain twice.
+        It shares what is known of certificates whose chain held, so that a roster costs no chain twice, and the newest
+        revocation list.
         """
-        ring = KeyRing(self._root, self._site, self._intermediates)
+        ring = KeyRing(self._root, self._site, self._intermediates, self.revocations)
         ring._verified = self._verified
         return ring
+
+    def learn_authorities(self, intermediates: Sequence[x509.Certificate]) -> None:
+        """From now on, for this ring and its later forks, these authorities count as well: the online one was replaced.
+
+        Each must still lead to the root.
+        """
+        known = {c.fingerprint(SHA256()): c for c in (*intermediates, *self._intermediates)}
+        self._intermediates = tuple(known.values())[:CHAIN_LENGTH_MAX]
+        self.revocations.learn_authorities(self._intermediates)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -120,13 +143,14 @@ class KeyRing:
             role: the only role accepted, where it is known.
 
         Raises:
-            PeerError: the chain does not hold, it is somebody else's, or the ring is full.
+            PeerError: the chain does not hold, it is revoked, it is somebody else's, or the ring is full.
         """
         identity = self._verify(certificate, intermediate, now)
         if sender is not None and identity.id != sender:
             raise PeerError(f"certificate: found that of {identity.id!r}, expected {sender!r}", reason="sender")
         if role is not None and identity.role is not role:
             raise PeerError(f"certificate of {identity.id}: found role {identity.role}, expected {role}", reason="role")
+        self.revocations.check(identity.serial, identity.id)
         if identity.id not in self._known and len(self._known) >= SENDERS_MAX:
             raise PeerError(f"{identity.id}: found a full ring of {SENDERS_MAX} senders", reason="limit")
         assert isinstance(identity.public_key, Ed25519PublicKey)
@@ -169,14 +193,24 @@ class KeyRing:
         """Check a signature.
 
         Raises:
-            PeerError: unknown sender, or the signature is not the sender's over these bytes.
+            PeerError: unknown sender, the signature is not the sender's over these bytes, or its certificate is
+                revoked by now.
         """
+        known = self._find(sender)
         try:
-            self._find(sender).key.verify(signature, data)
+            known.key.verify(signature, data)
         except InvalidSignature:
             raise PeerError(
                 f"{sender}: found a signature over {len(data)} bytes that its key did not make", reason="signature"
             ) from None
+        self.revocations.check(known.identity.serial, sender)
+
+    def revoked(self) -> frozenset[str]:
+        """Ids of those known whose certificate is on the newest list."""
+        newest = self.revocations.newest
+        if newest is None:
+            return frozenset()
+        return frozenset(s for s, known in self._known.items() if known.identity.serial in newest.entries)
 
     def forget(self, sender: str) -> None:
         """Remove a sender, if it is known."""

@@ -6,6 +6,7 @@
     tls.crt/.key  leaf and intermediate, P-256          0644 / 0600
     signing.crt/.key  leaf and intermediate, Ed25519    0644 / 0600   (not the broker's)
     aggregator.crt    the aggregator's signing chain    0644          (devices and analytics)
+    crl.pem       newest revocation list when it was made  0644
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from vedette_core.crypto.certificate_chain import der, load_certificates, verify_chain
 from vedette_core.crypto.certificates import CertificateRole, Identity, Purpose
 from vedette_core.crypto.signing import Ed25519Signer, KeyRing
+from vedette_core.runtime.bundle_swap import finish_swap
 from vedette_schemas.errors import ConfigError, PeerError
 
 FILE_BYTES_MAX: Final = 64 * 1024
@@ -71,6 +73,11 @@ class Bundle:
         """The site's aggregator's signing leaf and intermediate."""
         return self.directory / "aggregator.crt"
 
+    @property
+    def crl(self) -> Path:
+        """The site's revocation list: brokers refuse whoever is on it."""
+        return self.directory / "crl.pem"
+
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
@@ -84,7 +91,9 @@ class NodeIdentity:
         signer: signs envelopes.
         certificate: DER of the signing leaf, as a check-in carries it.
         intermediate: DER of its issuer.
+        tls_not_before: epoch seconds at which the TLS leaf begins.
         tls_not_after: epoch seconds at which the TLS leaf ends.
+        serials: serial numbers of both leaves.
     """
 
     id: str
@@ -95,6 +104,8 @@ class NodeIdentity:
     certificate: bytes = field(repr=False)
     intermediate: bytes = field(repr=False)
     tls_not_after: float
+    tls_not_before: float = 0.0
+    serials: frozenset[int] = frozenset()
 
 
 def load_node(directory: Path, now: float) -> NodeIdentity:
@@ -107,6 +118,7 @@ def load_node(directory: Path, now: float) -> NodeIdentity:
     Raises:
         ConfigError: a file is missing, unreadable, readable by others, not what it should be, or expired.
     """
+    finish_swap(directory)
     bundle = Bundle(directory)
     tls = load_tls_identity(bundle, now, Purpose.TLS_CLIENT)
     signing = _verified(bundle.signing_certificate, bundle, now, Purpose.SIGNING)
@@ -131,6 +143,8 @@ def load_node(directory: Path, now: float) -> NodeIdentity:
         certificate=der(leaf),
         intermediate=der(intermediate),
         tls_not_after=tls.not_after,
+        tls_not_before=_certificates(bundle.tls_certificate)[0].not_valid_before_utc.timestamp(),
+        serials=frozenset({tls.serial, signing.serial}),
     )
 
 
@@ -197,6 +211,15 @@ def client_context(bundle: Bundle) -> ssl.SSLContext:
     return _fill(context, bundle)
 
 
+def reload_context(context: ssl.SSLContext, bundle: Bundle) -> None:
+    """Load a renewed bundle into a context that is in use, between two connections.
+
+    Raises:
+        ConfigError: the files do not fit together; the context may go on with what it had.
+    """
+    _load(context, bundle)
+
+
 def server_context(bundle: Bundle) -> ssl.SSLContext:
     """TLS for a server: client certificates of the site's root are *required*, TLS 1.2 or newer.
 
@@ -207,7 +230,7 @@ def server_context(bundle: Bundle) -> ssl.SSLContext:
     return _fill(context, bundle)
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, bytes_max: int = FILE_BYTES_MAX) -> bytes:
     """Read a small file.
 
     Raises:
@@ -215,15 +238,15 @@ def read_file(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(FILE_BYTES_MAX + 1)
+            data = file.read(bytes_max + 1)
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: not found, expected a file of a node's bundle; issue one with `vedette ca issue`"
         ) from None
     except OSError as fault:
         raise ConfigError(f"{path}: cannot be read ({fault.strerror}); check its owner and mode") from fault
-    if len(data) > FILE_BYTES_MAX:
-        raise ConfigError(f"{path}: found more than {FILE_BYTES_MAX} bytes, expected a certificate or key")
+    if len(data) > bytes_max:
+        raise ConfigError(f"{path}: found more than {bytes_max} bytes, expected a certificate or key")
     return data
 
 
@@ -244,6 +267,10 @@ def _fill(context: ssl.SSLContext, bundle: Bundle) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT
+    return _load(context, bundle)
+
+
+def _load(context: ssl.SSLContext, bundle: Bundle) -> ssl.SSLContext:
     for path in (bundle.ca, bundle.tls_certificate):
         read_file(path)
     read_secret(bundle.tls_key)

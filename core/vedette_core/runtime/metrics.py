@@ -61,6 +61,9 @@ DEVICE_METRICS: Final = _table(
     Metric("gauge", "spool_messages", "Messages that wait for their receipt"),
     Metric("gauge", "spool_bytes", "Bytes that wait for their receipt"),
     Metric("counter", "spool_dropped", "Messages that the full spool gave up", ("kind",)),
+    Metric("gauge", "revocation_list_number", "Number of the newest revocation list"),
+    Metric("counter", "renewals", "Steps of renewing the own certificates", ("outcome",)),
+    Metric("gauge", "certificate_expiry_timestamp_seconds", "When the own certificate ends"),
     Metric("counter", "broker_connects", "Connections made to the broker"),
     Metric("gauge", "resident_memory_bytes", "Resident memory of the process"),
 )
@@ -104,18 +107,27 @@ AGGREGATOR_METRICS: Final = _table(
     Metric("counter", "fleet_event_alerts", "Alerts opened while a fleet event of their kind was open", ("task",)),
     Metric("gauge", "fleet_spool_messages", "Messages that wait in the devices' spools"),
     Metric("counter", "fleet_cpu_seconds", "Processor time of the fleet's device nodes"),
+    Metric("gauge", "revocation_list_number", "Number of the newest revocation list"),
+    Metric("gauge", "revoked_devices", "Devices that checked in once and are revoked now"),
+    Metric("gauge", "certificate_expiry_timestamp_seconds", "When the own certificate ends"),
     Metric("gauge", "trust_expiry_timestamp_seconds", "When the timestamp metadata expires"),
     Metric("counter", "broker_connects", "Connections made to the broker"),
     Metric("gauge", "resident_memory_bytes", "Resident memory of the process"),
 )
 """What the aggregator serves: fleet metrics made of node reports, and its own."""
 
+AUTHORITY_METRICS: Final = _table(
+    Metric("counter", "messages", "Messages taken in, by what became of them", ("kind", "outcome")),
+    Metric("gauge", "revocation_list_number", "Number of the newest revocation list"),
+)
+"""What the certificate authority's process serves."""
+
 
 class Metrics:
     """The metrics of one process.
 
     Args:
-        table: `DEVICE_METRICS` or `AGGREGATOR_METRICS`.
+        table: `DEVICE_METRICS`, `AGGREGATOR_METRICS` or `AUTHORITY_METRICS`.
     """
 
     def __init__(self, table: dict[str, Metric]) -> None:

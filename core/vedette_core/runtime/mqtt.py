@@ -203,6 +203,15 @@ class MqttLink:
         self._outgoing.clear()
         self._signal()
 
+    def reconnect(self, before: Callable[[], None]) -> None:
+        """Leave politely (no will) and come back; nothing that waits is lost.
+
+        Args:
+            before: called on the network thread between the two connections; loads the new certificate. Must not raise.
+        """
+        if self._network is not None and not self._stopped:
+            self._network.reconnect(before)
+
     async def wait_connected(self, timeout_s: float) -> None:
         """Wait for a session.
 

@@ -151,6 +151,7 @@ class NetworkThread:
         self._accepted_at: float | None = None
         self._refusal: tuple[Failure, str] | None = None
         self._errors = _LastError()
+        self._before_next: Callable[[], None] | None = None
         self._client = self._make_client()
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{config.client_id}", daemon=True)
 
@@ -165,6 +166,16 @@ class NetworkThread:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def reconnect(self, before: Callable[[], None]) -> None:
+        """Leave politely and come back; what waits for its PUBACK is sent again.
+
+        Args:
+            before: called on the network thread while there is no connection: the one moment at which a TLS context
+                may change.
+        """
+        self._before_next = before
+        self._say_goodbye()
 
     def _say_goodbye(self) -> None:
         """Send one DISCONNECT a connection: after a second one, or anything else, the broker would publish the will."""
@@ -236,6 +247,9 @@ class NetworkThread:
         with self._generation_lock:
             self._generation += 1
         self._accepted_at, self._refusal, self._errors.text = None, None, ""
+        before, self._before_next = self._before_next, None
+        if before is not None:
+            before()
         config, client = self._config, self._client
         try:
             client.connect(config.host, config.port, config.keepalive_s)

@@ -57,7 +57,7 @@ class Ring(KeyRing):
     held: dict[tuple[bytes, bytes, bytes], None]
 
     def fork(self) -> Ring:
-        ring = Ring(self._root, self._site, self._intermediates)
+        ring = Ring(self._root, self._site, self._intermediates, self.revocations)
         ring._verified, ring.held = self._verified, self.held
         return ring
 
@@ -67,7 +67,7 @@ class Ring(KeyRing):
             return super().verify(sender, signature, data)
         entry = (known.key.public_bytes_raw(), signature, hashlib.sha256(data).digest())
         if entry in self.held:
-            return None
+            return self.revocations.check(known.identity.serial, sender)
         super().verify(sender, signature, data)
         if len(self.held) >= SIGNATURES_KEPT:
             self.held.clear()

@@ -1,0 +1,183 @@
+"""The authority's process: answers requests for certificates over MQTT, and keeps the revocation list published.
+
+It has a bundle of its own, with the role ``authority``, and no other way in. The private key of the authority is read
+for each answer and not kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from vedette_broker import ca, ca_enrolment, ca_revocation
+from vedette_broker.allow_list import AllowList
+from vedette_broker.ca_settings import AuthoritySettings
+from vedette_core.crypto.certificates import CertificateRole
+from vedette_core.runtime.identity import Bundle, client_context, load_node, reload_context
+from vedette_core.runtime.jobs import run_until_signal
+from vedette_core.runtime.metrics import AUTHORITY_METRICS, Metrics
+from vedette_core.runtime.metrics import serve as serve_metrics
+from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
+from vedette_schemas import codec
+from vedette_schemas.enrolment import CertificateReply
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
+from vedette_schemas.topics import RENEW, Topics
+
+log = logging.getLogger("vedette.ca")
+
+AUTHORITY_ID: Final = CertificateRole.AUTHORITY.value
+WATCH_S: Final = 1.0
+"""How soon a revocation that a person made is published."""
+WINDOW_S: Final = 60.0
+WINDOW_REQUESTS: Final = 600
+"""Requests that are answered a minute, over all nodes; an answer costs two signatures and a write to the disk."""
+
+
+class AuthorityService:
+    """One authority's process.
+
+    Args:
+        settings: its settings.
+
+    Raises:
+        ConfigError: no certificate authority there, or its own bundle cannot be used.
+    """
+
+    def __init__(self, settings: AuthoritySettings) -> None:
+        self._settings = settings
+        self._directory = settings.authority
+        now = time.time()
+        line = {line.id: line for line in ca.list_issued(self._directory)}.get(AUTHORITY_ID)
+        if line is None or line.not_after <= now:
+            ca.issue(self._directory, AUTHORITY_ID, CertificateRole.AUTHORITY, now=now, replace=line is not None)
+        self._node = load_node(self._directory / "bundles" / AUTHORITY_ID, now)
+        self._topics = Topics(self._node.site)
+        self._allow = AllowList(settings.allow.file, settings.allow.program)
+        self._metrics = Metrics(AUTHORITY_METRICS)
+        self._context = client_context(self._node.bundle)
+        self._link = MqttLink(
+            LinkConfig(
+                settings.broker.host,
+                settings.broker.port,
+                AUTHORITY_ID,
+                self._context,
+                keepalive_s=settings.broker.keepalive_s,
+            ),
+            self._take,
+            on_connect=self._connected,
+        )
+        self._published: int | None = None
+        self._window: list[float] = []
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Answer until `stop` is set."""
+        server = None
+        if self._settings.metrics.enabled:
+            server, port = serve_metrics(self._metrics, self._settings.metrics.port, self._settings.metrics.host)
+            log.info("metrics on http://%s:%d/metrics", self._settings.metrics.host, port)
+        await self._link.subscribe(self._topics.enrolment_request("+"), 1)
+        await self._link.subscribe(self._topics.renewal_request("+"), 1)
+        await self._link.start()
+        watching = asyncio.create_task(self._watch(), name="watch")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            done, _ = await asyncio.wait([watching, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for job in done - {stopping}:
+                job.result()
+        finally:
+            for job in (watching, stopping):
+                job.cancel()
+            await asyncio.gather(watching, stopping, return_exceptions=True)
+            await self._link.stop()
+            if server is not None:
+                server.shutdown()
+
+    async def _take(self, message: MqttMessage) -> None:
+        kind = "unknown"
+        try:
+            parsed = self._topics.parse(message.topic)
+            ask: partial[CertificateReply]
+            kind, who = parsed.kind, parsed.device or ""
+            if kind == "enrol":
+                answer = self._topics.enrolment_reply(who)
+                ask = partial(ca_enrolment.enrol, allow=self._allow)
+            elif kind == "rpc" and parsed.key == RENEW:
+                answer = self._topics.renewal_reply(who)
+                ask = partial(ca_enrolment.renew, device=who)
+            else:
+                raise PeerError(f"topic {message.topic[:120]!r}: found a message that is not for here", reason="topic")
+            request = ca_enrolment.request_id(message.payload)
+            reply = await self._answer(kind, request, partial(ask, self._directory, message.payload, now=time.time()))
+            await self._link.publish(answer, codec.pack(reply), qos=0)
+        except PeerError as error:
+            self._metrics.inc("messages", kind, error.reason)
+            log.info("%s: %s", message.topic, error)
+
+    async def _answer(self, kind: str, request: str, ask: Callable[[], CertificateReply]) -> CertificateReply:
+        try:
+            self._limit()
+            reply = await asyncio.to_thread(ask)
+        except (PeerError, RefusedError, TransientError, ConfigError) as fault:
+            self._metrics.inc("messages", kind, _outcome(fault))
+            log.warning("%s: %s", kind, fault)
+            return ca_enrolment.refusal(request, fault)
+        self._metrics.inc("messages", kind, "accepted")
+        return reply
+
+    def _limit(self) -> None:
+        now = time.monotonic()
+        self._window = [at for at in self._window if at > now - WINDOW_S]
+        if len(self._window) >= WINDOW_REQUESTS:
+            raise TransientError(f"the authority has answered {WINDOW_REQUESTS} requests in the last minute")
+        self._window.append(now)
+
+    def _connected(self, _session_present: bool) -> None:
+        self._published = None  # the broker may have forgotten the list
+
+    async def _watch(self) -> None:
+        """Publish a list that is new, make the next one in time, and renew the own bundle."""
+        while True:
+            try:
+                newest = await asyncio.to_thread(ca_revocation.refresh_if_due, self._directory, now=time.time())
+                self._metrics.set("revocation_list_number", value=newest.number)
+                if self._link.connected and self._published != newest.number:
+                    await self._link.publish(self._topics.revoked, newest.der, retain=True)
+                    self._published = newest.number
+                    log.info("revocation list %d: %d certificates", newest.number, len(newest.entries))
+                await asyncio.to_thread(self._renew_self)
+            except VedetteError as fault:
+                log.error("%s", fault)
+            await asyncio.sleep(WATCH_S)
+
+    def _renew_self(self) -> None:
+        now = time.time()
+        if now < (self._node.tls_not_before + self._node.tls_not_after) / 2:
+            return
+        self._node = load_node(ca.renew(self._directory, AUTHORITY_ID, now=now), now)
+        self._link.reconnect(self._reload)
+        log.info("renewed the authority's own certificate")
+
+    def _reload(self) -> None:
+        try:
+            reload_context(self._context, Bundle(self._directory / "bundles" / AUTHORITY_ID))
+        except ConfigError as fault:
+            log.error("%s", fault)
+
+
+def _outcome(fault: VedetteError) -> str:
+    if isinstance(fault, PeerError):
+        return fault.reason
+    return fault.rule if isinstance(fault, RefusedError) else "deferred"
+
+
+def serve(settings: AuthoritySettings) -> None:
+    """Run an authority until SIGTERM or SIGINT.
+
+    Raises:
+        VedetteError: it cannot start, or cannot go on.
+    """
+    run_until_signal(AuthorityService(settings).run)

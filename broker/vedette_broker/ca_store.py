@@ -1,0 +1,337 @@
+"""The certificate authority's files: one index of everything that was issued, invited and revoked; keys; one writer.
+
+The index is one JSON file, replaced by rename, so that a crash leaves the old state or the new one::
+
+    root/root.crt root.key      needed for `init` only: move the directory to a medium that stays offline
+    online/ca.crt ca.key        issues leaves and signs revocation lists
+    index.json                  what was issued, tokens, revocations, and the number of the newest list
+    crl.pem                     the newest revocation list
+    aggregator.crt              the aggregator's signing chain, for the bundles of nodes
+    bundles/{id}/               what a node gets whose keys were made here (see `vedette_core.runtime.identity`)
+    tickets/{token}.pem         bootstrap certificate and chain of a token: nothing secret
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from vedette_core.crypto.certificate_chain import load_certificates
+from vedette_core.crypto.certificates import Issuer
+from vedette_core.crypto.revocation import RevocationReason
+from vedette_core.runtime.identity import read_file, read_secret
+from vedette_schemas.errors import ConfigError, PeerError
+from vedette_schemas.topics import check_id
+
+INDEX_VERSION: Final = 2
+INDEX_VERSIONS_READ: Final = frozenset({1, 2})
+"""Version 1 knew no tokens and no revocations."""
+
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A leaf that was issued.
+
+    Attributes:
+        serial: its serial number, in hexadecimal.
+        not_after: epoch seconds at which it ends.
+    """
+
+    serial: str
+    not_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A line of the index: the newest certificates of one id.
+
+    Attributes:
+        id: the node's id.
+        role: its role.
+        serials: serial numbers of its newest leaves, in hexadecimal.
+        not_before: epoch seconds at which they were issued.
+        not_after: epoch seconds at which the first of them ends.
+        hosts: what the broker's certificate answers to; empty for everybody else.
+        earlier: leaves that these replaced and that have not ended.
+        request: digest of the keys that they were issued for, so that the same request gets the same answer; empty for
+            a bundle whose keys were made here.
+        certificates: the leaves that answer that request, PEM.
+        serial: hardware serial number that the node claimed when it enrolled.
+    """
+
+    id: str
+    role: str
+    serials: tuple[str, ...]
+    not_before: float
+    not_after: float
+    hosts: tuple[str, ...] = ()
+    earlier: tuple[Leaf, ...] = ()
+    request: str = ""
+    certificates: str = ""
+    serial: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An invitation.
+
+    Attributes:
+        id: public name of the token.
+        digest: SHA-256 of its secret, in hexadecimal.
+        key: public Ed25519 key that signs its request, in hexadecimal.
+        not_after: epoch seconds at which it ends.
+        role: what the node will be.
+        holder: the id that the node will get; empty: the authority makes one.
+        serial: the only hardware that may use it; empty: any.
+        bootstrap: serial number of its bootstrap certificate, in hexadecimal.
+        used_for: digest of the keys that it was used for; empty: not used.
+        used_by: id of the node that used it.
+    """
+
+    id: str
+    digest: str
+    key: str
+    not_after: float
+    role: str
+    holder: str = ""
+    serial: str = ""
+    bootstrap: str = ""
+    used_for: str = ""
+    used_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """A leaf that is revoked and has not ended.
+
+    Attributes:
+        serial: its serial number, in hexadecimal.
+        id: its holder's.
+        at: epoch seconds at which it was revoked.
+        reason: why.
+        not_after: epoch seconds at which it ends.
+    """
+
+    serial: str
+    id: str
+    at: float
+    reason: RevocationReason
+    not_after: float
+
+
+@dataclass(slots=True)
+class Index:
+    """Everything that the authority remembers.
+
+    Attributes:
+        site: the site's id.
+        issued: newest certificates, by id.
+        tokens: invitations that have not ended, by their id.
+        revoked: revoked leaves that have not ended, by serial number.
+        list_number: number of the newest revocation list; 0 before the first.
+    """
+
+    site: str
+    issued: dict[str, Issued] = field(default_factory=dict)
+    tokens: dict[str, Token] = field(default_factory=dict)
+    revoked: dict[str, Revoked] = field(default_factory=dict)
+    list_number: int = 0
+
+    def forget_ended(self, now: float) -> None:
+        """Drop tokens and revocations that have ended; nothing believes their certificates any more."""
+        self.tokens = {k: t for k, t in self.tokens.items() if t.not_after > now}
+        self.revoked = {k: r for k, r in self.revoked.items() if r.not_after > now}
+
+
+def read_index(directory: Path) -> Index:
+    """What the authority remembers.
+
+    Raises:
+        ConfigError: no certificate authority there, unreadable, or others may read it.
+    """
+    path = directory / "index.json"
+    if not path.exists():
+        what = "a directory without index.json" if directory.is_dir() else "no directory"
+        raise ConfigError(
+            f"{directory}: found {what}, expected a certificate authority; make one with `vedette ca init`"
+        )
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigError(f"{directory}: found mode {mode:04o}, expected 0700: others may read the keys; chmod 700 it")
+    try:
+        plain: dict[str, Any] = json.loads(path.read_bytes())
+        if plain["version"] not in INDEX_VERSIONS_READ:
+            raise ConfigError(f"{path}: found version {plain['version']!r}, expected {INDEX_VERSION}; update vedette")
+        lines = [_issued(line) for line in plain["issued"]]
+        tokens = [Token(**line) for line in plain.get("tokens", ())]
+        revoked = [Revoked(**{**line, "reason": RevocationReason(line["reason"])}) for line in plain.get("revoked", ())]
+        return Index(
+            check_id(plain["site"], "site"),
+            {line.id: line for line in lines},
+            {token.id: token for token in tokens},
+            {entry.serial: entry for entry in revoked},
+            int(plain.get("list_number", 0)),
+        )
+    except OSError as fault:
+        raise ConfigError(f"{path}: cannot be read ({fault.strerror}); check its owner and mode") from fault
+    except (ValueError, KeyError, TypeError, PeerError) as fault:
+        raise ConfigError(
+            f"{path}: found something that is not the index ({fault}); restore it from a backup"
+        ) from fault
+
+
+def write_index(directory: Path, index: Index) -> None:
+    """Replace the index, atomically."""
+    plain = {
+        "version": INDEX_VERSION,
+        "site": index.site,
+        "list_number": index.list_number,
+        "issued": [asdict(index.issued[key]) for key in sorted(index.issued)],
+        "tokens": [asdict(index.tokens[key]) for key in sorted(index.tokens)],
+        "revoked": [asdict(index.revoked[key]) for key in sorted(index.revoked)],
+    }
+    replace_file(directory / "index.json", json.dumps(plain, indent=1).encode() + b"\n", 0o600)
+
+
+def load_issuer(directory: Path, now: float) -> tuple[Issuer, x509.Certificate]:
+    """The online authority with its key, and the root's certificate.
+
+    Args:
+        directory: the authority's.
+        now: epoch seconds.
+
+    Raises:
+        ConfigError: missing, damaged, not belonging together, or ended.
+    """
+    path = directory / "online" / "ca.key"
+    data = read_secret(path)
+    root, online = load_chain(directory)
+    try:
+        key = load_pem_private_key(data, password=None)
+    except (ValueError, TypeError) as fault:
+        raise ConfigError(f"{path.parent}: found files that are not the authority's ({fault}); restore them") from fault
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != online.public_key():
+        raise ConfigError(f"{path}: found a key that is not that of ca.crt beside it; restore it")
+    if now >= online.not_valid_after_utc.timestamp():
+        ended = f"{online.not_valid_after_utc:%Y-%m-%d}"
+        raise ConfigError(f"{directory}: found an online certificate that ended on {ended}; make a new authority")
+    return Issuer(online, key), root
+
+
+def load_chain(directory: Path) -> tuple[x509.Certificate, x509.Certificate]:
+    """Certificates of the root and of the online authority.
+
+    Raises:
+        ConfigError: missing or damaged.
+    """
+    path = directory / "online" / "ca.crt"
+    data = read_file(path)
+    try:
+        root, online = load_certificates(data, "online certificate")
+    except (ValueError, PeerError) as fault:
+        raise ConfigError(f"{path.parent}: found files that are not the authority's ({fault}); restore them") from fault
+    return root, online
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turns what the file system refuses into something an operator can act on."""
+    try:
+        yield
+    except OSError as fault:
+        where = fault.filename or directory
+        raise ConfigError(
+            f"{where}: cannot be written ({fault.strerror}); check its owner, mode and free space"
+        ) from fault
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One writer at a time; a second one waits."""
+    if not (directory / "index.json").exists():
+        read_index(directory)
+    handle = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_new(path: Path, data: bytes, mode: int) -> None:
+    """Write a new file, on disk when this returns; its mode never passes through anything wider."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(handle, "wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes, mode: int) -> None:
+    """Put a file in another one's place: a reader finds the old bytes or the new ones."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    write_new(fresh, data, mode)
+    fresh.replace(path)
+    synchronise(path.parent)
+
+
+def synchronise(directory: Path) -> None:
+    """Make renames in a directory durable."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def swap(fresh: Path, bundle: Path) -> None:
+    """Put a new bundle in an old one's place."""
+    old = bundle.with_name(f".{bundle.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if bundle.exists():
+        bundle.rename(old)
+    fresh.rename(bundle)
+    synchronise(bundle.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def pem(*certificates: x509.Certificate) -> bytes:
+    """Certificates as PEM."""
+    return b"".join(c.public_bytes(Encoding.PEM) for c in certificates)
+
+
+def private_pem(key: PrivateKey) -> bytes:
+    """A private key as PEM, not encrypted: the file's mode protects it."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _issued(line: dict[str, Any]) -> Issued:
+    return Issued(
+        **{
+            **line,
+            "serials": tuple(line["serials"]),
+            "hosts": tuple(line.get("hosts", ())),
+            "earlier": tuple(Leaf(**leaf) for leaf in line.get("earlier", ())),
+        }
+    )

@@ -1,0 +1,61 @@
+"""A node's newest revocation list: believed by its ring, kept on disk, so that no restart brings an older one back."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from vedette_core.crypto.revocation import LIST_BYTES_MAX, Revocations
+from vedette_core.runtime.identity import Bundle, read_file
+from vedette_core.runtime.storage import StateStore
+from vedette_schemas.errors import PeerError, TransientError
+
+log = logging.getLogger("vedette.revocation")
+
+KEY: Final = "revocations/list"
+
+
+class RevocationStore:
+    """Keeps the newest list.
+
+    Args:
+        revocations: of the node's ring.
+        store: where the list is kept.
+        bundle: may have brought a newer one.
+
+    Raises:
+        ConfigError: the bundle's list cannot be read.
+    """
+
+    def __init__(self, revocations: Revocations, store: StateStore, bundle: Bundle) -> None:
+        self.revocations, self._store = revocations, store
+        kept = store.get(KEY)
+        if kept is not None:
+            try:
+                revocations.take(kept)
+            except PeerError as fault:
+                # The authority was replaced: lists of the old one say nothing about certificates of the new one.
+                log.warning("the revocation list that was kept no longer holds: %s", fault)
+        if bundle.crl.exists():
+            try:
+                self.take(read_file(bundle.crl, LIST_BYTES_MAX * 2))
+            except PeerError as fault:
+                log.info("%s: %s", bundle.crl, fault)
+
+    def take(self, data: bytes) -> bool:
+        """Believe a list if it is the authority's and not older than what is known; tells whether it is news.
+
+        Raises:
+            PeerError: see `Revocations.take`.
+        """
+        if not self.revocations.take(data):
+            return False
+        newest = self.revocations.newest
+        assert newest is not None
+        try:
+            self._store.put(KEY, newest.der)
+        except TransientError as fault:
+            # It counts all the same: forgetting it at the next start is worse than not having it now.
+            log.warning("revocation list %d is not on disk: %s", newest.number, fault)
+        log.info("revocation list %d: %d certificates", newest.number, len(newest.entries))
+        return True
