@@ -216,8 +216,8 @@ class Topics:
         return f"{self.root}/public/round/{task}/group/+"
 
     def trust(self, file: str) -> str:
-        """Retained topic of a TUF metadata file."""
-        return f"{self.root}/public/trust/{file}"
+        """Retained topic of a TUF metadata file; a dot becomes ``_``: NATS before 2.10 takes no dot in a topic."""
+        return f"{self.root}/public/trust/{file.replace('.', '_')}"
 
     def artifact(self, sha256: str, chunk: int | None = None) -> str:
         """Retained topic of a content-addressed artifact, or of one chunk of a large one."""
@@ -325,8 +325,8 @@ def _parse(topics: Topics, topic: str) -> Parsed:
             return Parsed(kind, task=task)
         case ["public", "round", task, "group", gid] if _TASK.fullmatch(task) and _number(gid):
             return Parsed("group", task=task, index=int(gid))
-        case ["public", "trust", file] if _FILE.fullmatch(file):
-            return Parsed("trust", key=file)
+        case ["public", "trust", level] if "." not in level and _FILE.fullmatch(level.replace("_", ".")):
+            return Parsed("trust", key=level.replace("_", "."))
         case ["public", "artifact", digest] if _SHA256.fullmatch(digest):
             return Parsed("artifact", key=digest)
         case ["public", "artifact", digest, chunk] if _SHA256.fullmatch(digest) and _number(chunk):

@@ -1,6 +1,7 @@
 """Signed release metadata on retained topics: the limits both sides hold, and the hint about which files exist.
 
-The files themselves are TUF metadata as they are (``public/trust/{file}``); only the hint is a message of ours.
+The files themselves are TUF metadata as they are (``public/trust/{file}``, ``_`` for each dot); only
+the hint is a message of ours.
 
 Source: The Update Framework specification 1.0.34, §4 (file formats) and §5 (client workflow).
 """

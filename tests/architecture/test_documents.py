@@ -68,7 +68,7 @@ def test_every_topic_kind_is_in_the_table() -> None:
 
 def test_the_topics_table_says_who_may_write_and_read() -> None:
     site = topics.Topics("s")
-    fill = {"{id}": "gw-01", "{task}": "network", "{step}": "upload", "{gid}": "0", "{file}": "timestamp.json",
+    fill = {"{id}": "gw-01", "{task}": "network", "{step}": "upload", "{gid}": "0", "{file}": "timestamp_json",
             "{sha256}": "ab" * 32, "{chunk}": "0", "{name}": "score", "{alert}": "al-1",
             "{token}": "enrol-1"}  # fmt: skip
     people = {role.value: role.value for role in topics.Role} | {"device": "gw-01", "bootstrap": "enrol-1"}

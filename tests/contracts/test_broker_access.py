@@ -51,7 +51,7 @@ CASES: tuple[tuple[str, str, set[str]], ...] = (
     ("dev-a", "device/dev-a/sideways", NOBODY),
     ("dev-a", "device/dev-a/upper/alert", NOBODY),
     ("dev-a", "public/round/network", NOBODY),
-    ("dev-a", "public/trust/root.json", NOBODY),
+    ("dev-a", "public/trust/root_json", NOBODY),
     ("dev-a", f"public/artifact/{DIGEST}", NOBODY),
     ("dev-a", "label/alert-1", NOBODY),
     ("dev-a", "vedette/1/other/device/dev-a/up/alert", NOBODY),

@@ -314,7 +314,7 @@ def test_a_damaged_artifact_is_noticed(site: Site) -> None:
 def test_the_index_hint_names_what_is_retained(site: Site) -> None:
     site.publish("network", 0)
     index = json.loads(site.retained[Topics("plant").trust("index.json")])
-    names = {t.rsplit("/", 1)[1] for t in site.retained if "/trust/" in t}
+    names = {Topics("plant").parse(t).key for t in site.retained if "/trust/" in t}
     assert set(index["files"]) | {"index.json"} == names
 
 
