@@ -1,4 +1,4 @@
-"""Who a connection is, and what it may do: two amqtt plugins, both default-deny.
+"""Who a connection is, and what it may do: both default-deny, and both as amqtt plugins.
 
 The identity comes from the verified client certificate of *this* connection and from nothing that the client says.
 """
@@ -6,6 +6,7 @@ The identity comes from the verified client certificate of *this* connection and
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,55 @@ from amqtt.contexts import Action as BrokerAction
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 
 from vedette_core.crypto.certificate_chain import load_certificates, verify_chain
-from vedette_core.crypto.certificates import Identity, Purpose
+from vedette_core.crypto.certificates import Purpose
 from vedette_core.runtime.identity import Bundle, load_authorities
 from vedette_schemas.errors import PeerError
-from vedette_schemas.topics import Topics
+from vedette_schemas.topics import Role, Topics
 
 log = logging.getLogger("vedette.broker")
 
 IDENTITY: Final = "vedette.identity"
-"""Key of the session attribute that holds the verified `Identity`."""
+"""Key of the session attribute that holds the verified `Holder`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whom a session belongs to.
+
+    Attributes:
+        id: its id, which is also its MQTT client id.
+        role: its role in the access table.
+        serial: serial number of the connection's certificate, 0 for a kept session without a connection.
+        not_after: epoch seconds at which that certificate ends.
+    """
+
+    id: str
+    role: Role
+    serial: int = 0
+    not_after: float = math.inf
+
+
+class Access:
+    """What the topic grammar's access table allows, and nothing else.
+
+    Args:
+        site: the site that is served.
+    """
+
+    def __init__(self, site: str) -> None:
+        self._topics = Topics(site)
+
+    def allows(self, holder: object, topic: str | None, action: BrokerAction | None) -> bool:
+        """Tell whether a holder may publish to, subscribe to, or receive from a topic or filter."""
+        if not isinstance(holder, Holder) or not topic:
+            return False
+        if action is BrokerAction.PUBLISH:
+            return self._topics.may_publish(holder.role, holder.id, topic)
+        if action is BrokerAction.SUBSCRIBE:
+            return self._topics.may_subscribe(holder.role, holder.id, topic)
+        if action is BrokerAction.RECEIVE:
+            return self._topics.may_receive(holder.role, holder.id, topic)
+        return False
 
 
 class CertificateIdentity(BaseAuthPlugin):  # type: ignore[misc]
@@ -54,7 +95,7 @@ class CertificateIdentity(BaseAuthPlugin):  # type: ignore[misc]
             return False
         return True
 
-    def _identify(self, session: Any) -> Identity:
+    def _identify(self, session: Any) -> Holder:
         presented = session.ssl_object.getpeercert(binary_form=True) if session.ssl_object is not None else None
         if not presented:
             raise PeerError("found no client certificate, expected one of this site", reason="certificate")
@@ -67,11 +108,11 @@ class CertificateIdentity(BaseAuthPlugin):  # type: ignore[misc]
                 f"found client id {str(session.client_id)[:80]!r}, expected the certificate's name {identity.id!r}",
                 reason="identity",
             )
-        return identity
+        return Holder(identity.id, identity.access_role, leaf.serial_number, identity.not_after)
 
 
 class GrammarAccess(BaseTopicPlugin):  # type: ignore[misc]
-    """Allows what the topic grammar's access table allows to the verified identity, and nothing else."""
+    """`Access` for amqtt's own code: the hub asks `Access` itself, and nothing behind it is open by default."""
 
     @dataclass
     class Config:
@@ -85,18 +126,9 @@ class GrammarAccess(BaseTopicPlugin):  # type: ignore[misc]
 
     def __init__(self, context: Any) -> None:
         super().__init__(context)
-        self._topics = Topics(self.config.site)
+        self._access = Access(self.config.site)
 
     async def topic_filtering(self, *, session: Any = None, topic: str | None = None, action: Any = None) -> bool:
         """Tell whether the session may publish to, subscribe to, or receive from a topic or filter."""
-        identity = session.attributes.get(IDENTITY) if session is not None else None
-        if not isinstance(identity, Identity) or not topic:
-            return False
-        role, holder = identity.access_role, identity.id
-        if action is BrokerAction.PUBLISH:
-            return self._topics.may_publish(role, holder, topic)
-        if action is BrokerAction.SUBSCRIBE:
-            return self._topics.may_subscribe(role, holder, topic)
-        if action is BrokerAction.RECEIVE:
-            return self._topics.may_receive(role, holder, topic)
-        return False
+        holder = session.attributes.get(IDENTITY) if session is not None else None
+        return self._access.allows(holder, topic, action)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from amqtt.errors import AMQTTError, CodecError, MQTTError, NoDataError
@@ -33,7 +34,16 @@ from amqtt.mqtt.suback import SubackPacket
 from amqtt.mqtt.unsuback import UnsubackPacket
 from amqtt.session import Session
 
-from vedette_broker.limits import CONNECT_BYTES_MAX, CONNECT_TIMEOUT_S, KEEPALIVE_MAX_S, PACKET_BYTES_MAX, STALL_S
+from vedette_broker.access import IDENTITY, Holder
+from vedette_broker.journal import Written
+from vedette_broker.limits import (
+    CONNECT_BYTES_MAX,
+    CONNECT_TIMEOUT_S,
+    KEEPALIVE_MAX_S,
+    PACKET_BYTES_MAX,
+    STALL_S,
+    UNCONFIRMED_MAX,
+)
 from vedette_broker.session import ClientSession, Outbound
 
 if TYPE_CHECKING:
@@ -55,13 +65,27 @@ class Connection:
         hub: where sessions and subscriptions are.
         reader: bytes from the client.
         writer: bytes to the client.
+        identified: called when the client has said who it is.
+
+    Attributes:
+        holder: whom it belongs to, once that is verified.
     """
 
-    def __init__(self, hub: Hub, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        identified: Callable[[], None] = lambda: None,
+    ) -> None:
         self._hub, self._reader, self._writer = hub, _Reader(reader), writer
         self._cut: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._keepalive_s: float = KEEPALIVE_MAX_S
         self._talking = False
+        self._identified = identified
+        self.holder: Holder | None = None
+        self._unconfirmed: asyncio.Queue[tuple[int, Written | None]] = asyncio.Queue(UNCONFIRMED_MAX)
+        self._confirming = False
         self.finished = asyncio.Event()
 
     def cut(self, reason: str) -> None:
@@ -78,6 +102,8 @@ class Connection:
             session = await self._authenticated()
             if session is None:
                 return
+            self._identified()
+            self.holder = session.attributes.get(IDENTITY)
             state = await self._hub.attach(self, session)
             if state is None:
                 return
@@ -92,16 +118,16 @@ class Connection:
 
     async def _talk(self, state: ClientSession, session: Any) -> None:
         self._talking, reason = True, ""
-        reading, sending = asyncio.create_task(self._read(state)), asyncio.create_task(self._send(state))
-        waited: list[asyncio.Future[Any]] = [reading, sending, self._cut]
+        tasks = [asyncio.create_task(work) for work in (self._read(state), self._send(state), self._confirm())]
+        waited: list[asyncio.Future[Any]] = [*tasks, self._cut]
         try:
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if self._cut.done():
                 reason = self._cut.result()
         finally:
-            reading.cancel()
-            sending.cancel()
-            results = await asyncio.gather(reading, sending, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
         if results[0] is True:
             return
         fault = next((r for r in results if isinstance(r, Exception)), None)
@@ -157,7 +183,7 @@ class Connection:
                 case kind if kind == PUBLISH:
                     await self._publish(state, packet)
                 case kind if kind == PUBACK:
-                    state.acknowledged(packet.variable_header.packet_id)
+                    self._hub.acknowledged(state, packet.variable_header.packet_id)
                 case kind if kind == SUBSCRIBE:
                     await self._subscribe(state, packet)
                 case kind if kind == UNSUBSCRIBE:
@@ -171,10 +197,25 @@ class Connection:
         if packet.qos > 1 or (packet.qos and not packet.packet_id):
             raise MQTTError("PUBLISH of QoS 2, which is not part of the contract, or without a packet id")
         message = Outbound(packet.topic_name, bytes(packet.data or b""), packet.qos, bool(packet.retain_flag))
-        await self._hub.publish(state.session, message)
+        written = await self._hub.publish(state.session, message)
         if packet.qos:
             # After routing: a full subscriber holds its publishers back, and they keep what is not acknowledged.
-            await self._write(PubackPacket.build(packet.packet_id))
+            if written is None and not self._confirming and self._unconfirmed.empty():
+                await self._write(PubackPacket.build(packet.packet_id))
+            else:
+                await self._unconfirmed.put((packet.packet_id, written))
+
+    async def _confirm(self) -> None:
+        """Send PUBACKs in the order of their PUBLISH packets (§4.6), each when what must survive of it is stored."""
+        while True:
+            packet_id, written = await self._unconfirmed.get()
+            self._confirming = True
+            if written is not None:
+                await asyncio.wait([written])
+                if written.cancelled():
+                    raise NoDataError("the broker stopped before a message was stored")
+            await self._write(PubackPacket.build(packet_id))
+            self._confirming = False
 
     async def _subscribe(self, state: ClientSession, packet: Any) -> None:
         asked = packet.payload.topics

@@ -1,34 +1,43 @@
-"""amqtt's broker with our connections in it: sessions, subscriptions, routing and retained messages, all in RAM.
+"""amqtt's broker with our connections in it: sessions, subscriptions, routing, retained messages, and what survives.
 
-amqtt contributes the packets, the plugin machinery, filter validation and the listener's life cycle. What is overridden
-is pinned to amqtt 0.12.1.
+amqtt contributes the packets, the plugin machinery and the life cycle. What is overridden is pinned to one release
+of it (`vedette_broker.version`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
-import ssl
+import time
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
-from amqtt.broker import Broker, RetainedApplicationMessage
+from amqtt.broker import Broker
 from amqtt.contexts import Action as BrokerAction
 from amqtt.mqtt.connack import ConnackPacket
+from amqtt.session import Session
 
-from vedette_broker.access import IDENTITY
+from vedette_broker.access import IDENTITY, Access, Holder
 from vedette_broker.connection import REFUSED, Connection
-from vedette_broker.limits import CONNECT_TIMEOUT_S, CONNECTIONS_MAX, FILTERS_MAX, RETAINED_BYTES_MAX, RETAINED_MAX
+from vedette_broker.credentials import Credentials
+from vedette_broker.journal import Journal, Written
+from vedette_broker.limits import COMPLAINTS_MAX, CONNECTIONS_MAX, FILTERS_MAX, WATCH_S
+from vedette_broker.listener import Listener
+from vedette_broker.retained import Retained
+from vedette_broker.routes import Routes
 from vedette_broker.session import ClientSession, Outbound
+from vedette_broker.store import Kept, Store
 from vedette_schemas.codec import PAYLOAD_BYTES_MAX
-from vedette_schemas.topics import TOPIC_BYTES_MAX, Role, matches
+from vedette_schemas.topics import TOPIC_BYTES_MAX, Role
 
 log = logging.getLogger("vedette.broker")
 
 UNAVAILABLE: Final = 3
+KEPT_ROLES: Final = frozenset({Role.AGGREGATOR, Role.ANALYTICS})
+"""Whose sessions may outlive a connection. A device's state is in retained topics and its own outbox."""
+_COMPLAINTS: Final = "vedette.complaints"
 
 
 class Hub(Broker):  # type: ignore[misc]
@@ -36,33 +45,62 @@ class Hub(Broker):  # type: ignore[misc]
 
     Args:
         config: amqtt's configuration.
-        listener: the bound socket.
-        tls: context that requires client certificates.
+        listening: the bound socket.
+        credentials: its TLS contexts and the revocation list.
+        access: who may say and hear what.
+        store: what survives a restart; None keeps everything in RAM.
+        counts: what happened.
     """
 
-    def __init__(self, config: dict[str, Any], listener: socket.socket, tls: ssl.SSLContext) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        listening: socket.socket,
+        credentials: Credentials,
+        access: Access,
+        store: Store | None,
+        counts: Counter[str],
+    ) -> None:
         super().__init__(config, loop=asyncio.get_running_loop())
-        self._listener, self._tls = listener, tls
+        self._listening, self._credentials, self._access = listening, credentials, access
+        self.counts = counts
         self._clients: dict[str, ClientSession] = {}
         self._connections: set[Connection] = set()
         self._admission: dict[str, asyncio.Lock] = {}
-        self._wildcards: set[str] = set()
-        self._retained_bytes = 0
+        self._routes, self._retained = Routes(), Retained()
         self._closing = False
-        self.counts: Counter[str] = Counter()
+        self._watching: asyncio.Task[None] | None = None
+        self._journal: Journal | None = None
+        if store is not None:
+            self._journal = Journal(store, counts)
+            self._restore(store)
 
-    async def _create_server_instance(self, *_: Any) -> asyncio.Server:
-        return await asyncio.start_server(
-            self._serve, sock=self._listener, ssl=self._tls, ssl_handshake_timeout=CONNECT_TIMEOUT_S, backlog=128
-        )
+    @property
+    def connections(self) -> int:
+        """Connections of clients that said who they are, or are about to."""
+        return len(self._connections)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    @property
+    def retained(self) -> Retained:
+        """What is retained."""
+        return self._retained
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for clients or for their PUBACK."""
+        return sum(state.waiting for state in self._clients.values())
+
+    async def _create_server_instance(self, *_: Any) -> Listener:
+        self._watching = asyncio.create_task(self._watch(), name="broker-watch")
+        return Listener(self._listening, self._serve, lambda: self._credentials.context, self.counts)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, identified: Any) -> None:
         if self._closing or len(self._connections) >= CONNECTIONS_MAX:
             self.counts["connect_refused"] += 1
             writer.write(ConnackPacket.build(0, UNAVAILABLE).to_bytes())
             writer.close()
             return
-        connection = Connection(self, reader, writer)
+        connection = Connection(self, reader, writer, identified)
         self._connections.add(connection)
         try:
             await connection.serve()
@@ -70,23 +108,52 @@ class Hub(Broker):  # type: ignore[misc]
             self._connections.discard(connection)
 
     async def shutdown(self) -> None:
-        """Stop: no new connections, cut the others without their wills."""
+        """Stop: no new connections, cut the others without their wills, write what must survive."""
         self._closing = True
-        for server in self._servers.values():
-            server.instance.close()
-            # Not waited for: from Python 3.12 on that would take as long as the slowest TLS handshake.
-            server.instance = None
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         connections = list(self._connections)
         for connection in connections:
             connection.cut("broker stops")
         await asyncio.gather(*(c.close() for c in connections))
+        for server in self._servers.values():
+            server.instance.close()
         await super().shutdown()
+        if self._journal is not None:
+            await self._journal.close()
 
     # --- sessions
+
+    def _restore(self, store: Store) -> None:
+        for topic, kept in store.load_retained():
+            self._retained.put(topic, kept, limited=False)
+        for client, found in store.load_sessions().items():
+            session = Session()
+            session.client_id, session.clean_session = client, False
+            session.attributes[IDENTITY] = Holder(client, found.role)
+            state = ClientSession(session, clean=False)
+            self._clients[client] = state
+            for topic_filter, qos in found.filters.items():
+                # The access table may have changed since.
+                if found.role in KEPT_ROLES and self._may(session, topic_filter, BrokerAction.SUBSCRIBE):
+                    state.filters[topic_filter] = qos
+                    self._routes.add(topic_filter, client, qos)
+            state.restore(found.messages)
+        log.info(
+            "restored %d retained messages, %d sessions and %d messages that wait",
+            len(self._retained),
+            len(self._clients),
+            self.waiting,
+        )
 
     async def authenticate(self, session: Any) -> bool:
         """Ask the authentication plugin who this connection is."""
         accepted = bool(await self._authenticate(session, None)) and IDENTITY in session.attributes
+        if accepted and self._credentials.is_revoked(session.attributes[IDENTITY].serial):
+            # The list may be newer than this connection's handshake.
+            log.warning("refused client %r: its certificate is revoked", str(session.client_id)[:80])
+            accepted = False
         self.counts["connect_accepted" if accepted else "connect_refused"] += 1
         return accepted
 
@@ -102,15 +169,16 @@ class Hub(Broker):  # type: ignore[misc]
                 known = self._clients.get(session.client_id)
             if self._closing:
                 return None
-            # A device's state is in retained topics and its own outbox: nothing is kept for it here.
-            device = session.attributes[IDENTITY].access_role is Role.DEVICE
-            clean = bool(session.clean_session) or device
-            if known is not None and (clean or known.clean):
+            role = session.attributes[IDENTITY].role
+            clean = bool(session.clean_session) or role not in KEPT_ROLES
+            if known is not None and (clean or known.clean or known.session.attributes[IDENTITY].role is not role):
                 self._forget(known)
                 known = None
             state = known or ClientSession(session, clean)
             state.session, state.connection = session, connection
             self._clients[session.client_id] = state
+            if known is None and not clean and self._journal is not None:
+                self._journal.keep(state.id, role)
             await connection.accept(session_present=known is not None)
             return state
 
@@ -131,99 +199,136 @@ class Hub(Broker):  # type: ignore[misc]
             await self.publish(session, will)
 
     def _forget(self, state: ClientSession) -> None:
-        for topic_filter in list(state.filters):
-            self.unsubscribe(state, topic_filter)
+        for topic_filter in state.filters:
+            self._routes.remove(topic_filter, state.id)
+        state.filters.clear()
         if self._clients.get(state.id) is state:
             del self._clients[state.id]
+            if not state.clean and self._journal is not None:
+                self._journal.forget(state.id)
+
+    async def _watch(self) -> None:
+        """Take up what changed on disk, and end connections whose certificates are over."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self._credentials.refresh()
+            now = time.time()
+            for connection in list(self._connections):
+                holder = connection.holder
+                if holder is None:
+                    continue
+                if self._credentials.is_revoked(holder.serial):
+                    self.counts["revoked_cut"] += 1
+                    connection.cut("its certificate is revoked")
+                elif now >= holder.not_after:
+                    self.counts["expired_cut"] += 1
+                    connection.cut("its certificate has ended")
 
     # --- subscriptions
 
     async def subscribe(self, state: ClientSession, topic_filter: str, qos: int) -> int:
-        """Subscribe a client to a filter; returns the granted QoS, or `REFUSED`."""
-        too_much = len(state.filters) >= FILTERS_MAX or len(topic_filter.encode()) > TOPIC_BYTES_MAX
-        if qos > 2 or not topic_filter or "\0" in topic_filter or too_much:
+        """Subscribe a client to a filter; returns the granted QoS, or `REFUSED`. A kept one is durable then."""
+        too_much = len(state.filters) >= FILTERS_MAX and topic_filter not in state.filters
+        if qos > 2 or too_much or len(topic_filter.encode()) > TOPIC_BYTES_MAX:
             return REFUSED
-        granted = int(await self.add_subscription((topic_filter, min(qos, 1)), state.session))
-        if granted == REFUSED:
+        if not self._may(state.session, topic_filter, BrokerAction.SUBSCRIBE):
             self.counts["subscribe_denied"] += 1
-            log.info("%s: may not subscribe to %s", state.id, topic_filter)
+            self._complain(state.session, "may not subscribe to %r", topic_filter)
             return REFUSED
+        granted = min(qos, 1)
         state.filters[topic_filter] = granted
-        if "+" in topic_filter or "#" in topic_filter:
-            self._wildcards.add(topic_filter)
+        self._routes.add(topic_filter, state.id, granted)
+        if not state.clean and self._journal is not None:
+            await asyncio.wait([self._journal.subscribe(state.id, topic_filter, granted)])
         return granted
 
     def unsubscribe(self, state: ClientSession, topic_filter: str) -> None:
         """Remove a client's subscription, if there is one."""
         if state.filters.pop(topic_filter, None) is None:
             return
-        self._del_subscription(topic_filter, state.session)
-        if not self._subscriptions.get(topic_filter):
-            self._subscriptions.pop(topic_filter, None)
-            self._wildcards.discard(topic_filter)
+        self._routes.remove(topic_filter, state.id)
+        if not state.clean and self._journal is not None:
+            self._journal.unsubscribe(state.id, topic_filter)
 
     async def send_retained(self, state: ClientSession, topic_filter: str, qos: int) -> None:
         """Send a new subscriber what is retained under its own filter and readable to it."""
-        for topic, kept in list(self._retained_messages.items()):
-            if not matches(topic_filter, topic) or not await self._allowed(state.session, topic, BrokerAction.RECEIVE):
+        for topic, kept in self._retained.below(topic_filter):
+            if not self._may(state.session, topic, BrokerAction.RECEIVE):
                 continue
-            message = Outbound(topic, bytes(kept.data), min(qos, kept.qos or 0), retain=True)
+            message = Outbound(topic, kept.payload, min(qos, kept.qos), retain=True)
             if not await state.offer(message, wait=False):
                 self.counts["message_dropped"] += 1
+        # A client with many filters does not keep the others waiting.
+        await asyncio.sleep(0)
 
     # --- messages
 
-    async def publish(self, session: Any, message: Outbound) -> None:
-        """Route a client's message, if it may publish it; what it may not is dropped and counted."""
+    async def publish(self, session: Any, message: Outbound) -> Written | None:
+        """Route a client's message, if it may publish it; what it may not is dropped and counted.
+
+        Returns:
+            When what must survive of it is durable; None if nothing must.
+        """
         topic = message.topic
-        if len(message.payload) > PAYLOAD_BYTES_MAX or len(topic.encode()) > TOPIC_BYTES_MAX or "\0" in topic:
+        if len(message.payload) > PAYLOAD_BYTES_MAX or len(topic.encode()) > TOPIC_BYTES_MAX:
             self.counts["publish_oversize"] += 1
-            log.info("%s: dropped %d bytes on %s", session.client_id, len(message.payload), topic[:120])
-            return
-        if not await self._allowed(session, topic, BrokerAction.PUBLISH):
+            self._complain(session, "dropped a message that is too large on %r", topic[:120])
+            return None
+        if not self._may(session, topic, BrokerAction.PUBLISH):
             self.counts["publish_denied"] += 1
-            log.info("%s: may not publish to %s", session.client_id, topic)
-            return
+            self._complain(session, "may not publish to %r", topic)
+            return None
         self.counts["publish_accepted"] += 1
-        if message.retain:
-            self._retain(session, message)
-        for state, qos in self._subscribers(topic):
-            if not await self._allowed(state.session, topic, BrokerAction.RECEIVE):
+        written = self._retain(session, message) if message.retain else None
+        for client, qos in self._routes.subscribers(topic).items():
+            state = self._clients.get(client)
+            if state is None or not self._may(state.session, topic, BrokerAction.RECEIVE):
                 continue
             copy = Outbound(topic, message.payload, min(qos, message.qos), retain=False)
             # A client that is its own subscriber cannot acknowledge while it waits for itself.
-            if not await state.offer(copy, wait=state.id != session.client_id):
-                self.counts["message_dropped"] += 1
-                log.debug("%s: dropped a message on %s", state.id, topic)
+            written = await self._deliver(state, copy, wait=client != session.client_id) or written
+        return written
 
-    def _subscribers(self, topic: str) -> Iterator[tuple[ClientSession, int]]:
-        """Each client once, with the highest QoS of its filters that match."""
-        found: dict[str, int] = {}
-        filters = [f for f in self._wildcards if matches(f, topic)]
-        for topic_filter in (topic, *filters):
-            for session, _ in self._subscriptions.get(topic_filter, ()):
-                state = self._clients.get(session.client_id)
-                if state is not None and topic_filter in state.filters:
-                    found[state.id] = max(found.get(state.id, 0), state.filters[topic_filter])
-        for client_id, qos in found.items():
-            with contextlib.suppress(KeyError):  # gone while an earlier one was waited for
-                yield self._clients[client_id], qos
+    async def _deliver(self, state: ClientSession, message: Outbound, *, wait: bool) -> Written | None:
+        if not await state.room(message, wait=wait) or self._clients.get(state.id) is not state:
+            self.counts["message_dropped"] += 1
+            if message.qos and not state.dropping:
+                state.dropping = True
+                log.warning("%s: its queue is full, or it is gone: messages for it are dropped", state.id)
+            return None
+        state.dropping = False
+        if state.clean or not message.qos or self._journal is None:
+            state.put(message)
+            return None
+        stored = replace(message, position=self._journal.next_position())
+        state.put(stored)
+        return self._journal.add(state.id, stored)
 
-    def _retain(self, session: Any, message: Outbound) -> None:
-        previous = self._retained_messages.pop(message.topic, None)
-        if previous is not None:
-            self._retained_bytes -= len(previous.data)
-        if not message.payload:
-            return
-        over = self._retained_bytes + len(message.payload) > RETAINED_BYTES_MAX
-        if over or len(self._retained_messages) >= RETAINED_MAX:
-            self.counts["retained_dropped"] += 1
-            log.warning("%s: no room to retain %s", session.client_id, message.topic)
-            return
-        self._retained_bytes += len(message.payload)
-        self._retained_messages[message.topic] = RetainedApplicationMessage(
-            None, message.topic, message.payload, message.qos
-        )
+    def acknowledged(self, state: ClientSession, packet_id: int) -> None:
+        """A client has a message; it is not kept any longer."""
+        message = state.acknowledged(packet_id)
+        if message is not None and message.position and self._journal is not None:
+            self._journal.remove(message.position)
 
-    async def _allowed(self, session: Any, topic: str, action: BrokerAction) -> bool:
-        return bool(await self._topic_filtering(session, topic, action))
+    def _retain(self, session: Any, message: Outbound) -> Written | None:
+        kept: Kept | None = None
+        if message.payload:
+            kept = Kept(message.payload, message.qos, str(session.client_id))
+            limited = session.attributes[IDENTITY].role not in KEPT_ROLES
+            if not self._retained.put(message.topic, kept, limited=limited):
+                kept = None
+                self.counts["retained_dropped"] += 1
+                self._complain(session, "no room to retain %r", message.topic)
+        else:
+            self._retained.remove(message.topic)
+        return None if self._journal is None else self._journal.retain(message.topic, kept)
+
+    def _may(self, session: Any, topic: str, action: BrokerAction) -> bool:
+        return self._access.allows(session.attributes.get(IDENTITY), topic, action)
+
+    def _complain(self, session: Any, what: str, topic: str) -> None:
+        """Log what a client did wrong, a few times a connection: an enrolled device shall not fill the disk."""
+        said = session.attributes[_COMPLAINTS] = session.attributes.get(_COMPLAINTS, 0) + 1
+        if said <= COMPLAINTS_MAX:
+            more = "; more of this connection is only counted" if said == COMPLAINTS_MAX else ""
+            log.info(f"%s: {what}%s", session.client_id, topic, more)

@@ -26,5 +26,17 @@ QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 RETAINED_MAX: Final = 10_000
 RETAINED_BYTES_MAX: Final = 256 * 1024 * 1024
 """Retained messages of all clients; one beyond it is delivered but not kept."""
+CLIENT_RETAINED_MAX: Final = 32
+CLIENT_RETAINED_BYTES_MAX: Final = 1024 * 1024
+"""Of one device: it retains its state, and nothing else of the contract. The site's own nodes share the room of all."""
+HANDSHAKES_MAX: Final = 1024
+ADDRESS_HANDSHAKES_MAX: Final = 256
+"""Connections that have not said who they are, in all and from one address: those in TLS or before CONNECT."""
+COMPLAINTS_MAX: Final = 20
+"""Log lines about what one connection may not do."""
+WATCH_S: Final = 2.0
+"""How often certificates, and the files that they are judged by, are looked at."""
+UNCONFIRMED_MAX: Final = 256
+"""PUBACKs of one publisher that wait for the store; then its next packet is not read."""
 STALL_S: Final = 10.0
 """How long a publisher waits for room in a slow subscriber's queue, and a write for a client that does not read."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from vedette_broker.store import Durability
 from vedette_core.runtime.config import Section, Settings
 from vedette_core.runtime.sections import LogSection
 from vedette_schemas.topics import ID_PATTERN
@@ -16,7 +17,7 @@ class ListenSection(Section):
     """Where the broker listens.
 
     Attributes:
-        host: a loopback address; any other is refused until the embedded broker is hardened.
+        host: one address of this machine; public ones and those for every interface are refused.
         port: TCP port.
     """
 
@@ -30,9 +31,13 @@ class BrokerSettings(Settings):
     Attributes:
         site: the site's id.
         bundle: folder that ``vedette ca issue`` made for it (role ``broker``).
+        state_dir: folder for what survives a restart; without one everything is in RAM.
+        durability: what an acknowledged message survives.
     """
 
     site: Annotated[str, Field(pattern=f"^{ID_PATTERN}$")]
     bundle: Path
+    state_dir: Path | None = None
+    durability: Durability = Durability.POWER
     listen: ListenSection = ListenSection()
     log: LogSection = LogSection()

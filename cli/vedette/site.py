@@ -73,7 +73,12 @@ def create(
     configs = directory / "config"
     configs.mkdir()
     made = {
-        "broker": {"site": site, "bundle": bundles[CertificateRole.BROKER], "listen": broker},
+        "broker": {
+            "site": site,
+            "bundle": bundles[CertificateRole.BROKER],
+            "state_dir": directory / "state" / "broker",
+            "listen": broker,
+        },
         "aggregator": {
             "site": site,
             "state_dir": directory / "state" / "aggregator",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,12 @@ from typing import Any
 import pytest
 from amqtt.contexts import Action as BrokerAction
 
-from vedette_broker import ca, session
-from vedette_broker.access import IDENTITY, GrammarAccess
-from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig, check_loopback
+from vedette_broker import ca, session, version
+from vedette_broker.access import IDENTITY, GrammarAccess, Holder
+from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig, check_address
 from vedette_broker.limits import INFLIGHT_MAX
 from vedette_broker.session import ClientSession, Outbound
-from vedette_core.crypto.certificates import CertificateRole, Identity, Purpose
+from vedette_core.crypto.certificates import CertificateRole
 from vedette_schemas.errors import ConfigError, RefusedError
 from vedette_schemas.topics import ACCESS, Role, Topics
 
@@ -44,19 +45,55 @@ def start(config: EmbeddedConfig) -> int:
     return asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
-def test_loopback_is_accepted(host: str) -> None:
-    assert check_loopback(host) in (host, "127.0.0.1")
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.8.9.10", "::1", "localhost", "10.1.2.3", "192.168.0.9", "172.16.0.1", "fd00::1"]
+)
+def test_an_address_that_is_not_public_is_accepted(host: str) -> None:
+    assert check_address(host) in (host, "127.0.0.1")
 
 
 @pytest.mark.parametrize(
-    "host", ["0.0.0.0", "::", "192.0.2.1", "fe80::1", "broker.example", "", "localhost.example", "127.0.0.1 "]
+    "host",
+    [
+        "0.0.0.0",
+        "::",
+        "8.8.8.8",
+        "2600::1",
+        "224.0.0.1",
+        "ff02::1",
+        "broker.example",
+        "",
+        "localhost.example",
+        "127.0.0.1 ",
+    ],
 )
-def test_any_other_address_is_refused_with_the_reason(bundle: Path, host: str) -> None:
-    with pytest.raises(RefusedError, match="expected a loopback address .* not yet hardened") as said:
+def test_a_public_address_or_none_is_refused_with_the_reason(bundle: Path, host: str) -> None:
+    with pytest.raises(RefusedError, match="expected one address of this machine that is not public") as said:
         start(EmbeddedConfig(bundle, host=host, port=0))
-    assert said.value.rule == "loopback-only"
+    assert said.value.rule == "no-public-address"
     assert "mosquitto" in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "text"), [("0.12.2", "found release 0.12.2, expected exactly 0.12.1"), (None, "not installed")]
+)
+def test_another_amqtt_is_refused_before_anything_of_it_runs(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, found: str | None, text: str
+) -> None:
+    def installed(name: str) -> str:
+        assert name == "amqtt"
+        if found is None:
+            raise version.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(version, "version", installed)
+    with pytest.raises(ConfigError, match=text):
+        start(EmbeddedConfig(bundle, port=0))
+
+
+def test_the_pin_is_the_one_that_is_checked() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert project["project"]["optional-dependencies"]["broker"] == [f"amqtt=={version.AMQTT_VERSION}"]
 
 
 def test_it_listens_where_it_says(bundle: Path) -> None:
@@ -102,8 +139,8 @@ def access() -> GrammarAccess:
     return GrammarAccess(SimpleNamespace(config=GrammarAccess.Config(site="lab"), logger=None))
 
 
-def holding(role: CertificateRole, holder: str) -> Any:
-    identity = Identity(holder, role, "lab", Purpose.TLS_CLIENT, None, 0.0)  # type: ignore[arg-type]
+def holding(role: Role, holder: str) -> Any:
+    identity = Holder(holder, role)
     return SimpleNamespace(client_id=holder, username="aggregator", attributes={IDENTITY: identity})
 
 
@@ -113,7 +150,7 @@ def asked(who: Any, topic: str | None, action: BrokerAction | None) -> bool:
 
 @pytest.mark.parametrize("rule", ACCESS)
 def test_the_plugin_says_what_the_grammar_says(rule: Any) -> None:
-    topics, role = Topics("lab"), CertificateRole(rule.role.value)
+    topics, role = Topics("lab"), rule.role
     holder = "dev-1" if rule.role is Role.DEVICE else rule.role.value
     asking = f"{topics.root}/{rule.pattern.replace('%u', holder)}"
     topic = asking.replace("+", "dev-9").replace("#", "x")
@@ -129,8 +166,8 @@ def test_what_is_not_known_is_denied() -> None:
     for action in BrokerAction:
         assert not asked(None, topic, action)
         assert not asked(SimpleNamespace(client_id="aggregator", username="aggregator", attributes={}), topic, action)
-        assert not asked(holding(CertificateRole.DEVICE, "dev-1"), None, action)
-    assert not asked(holding(CertificateRole.DEVICE, "dev-1"), topic, None)
+        assert not asked(holding(Role.DEVICE, "dev-1"), None, action)
+    assert not asked(holding(Role.DEVICE, "dev-1"), topic, None)
 
 
 # --- a client's queue

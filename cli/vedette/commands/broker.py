@@ -21,7 +21,7 @@ class Engine(StrEnum):
 def run(
     config: Annotated[Path, typer.Option("--config", "-c", help="TOML file, see broker.example.toml.")],
 ) -> None:
-    """Run the embedded broker: mutual TLS, access by the topic grammar, loopback only."""
+    """Run the embedded broker: mutual TLS, access by the topic grammar."""
     import asyncio
 
     from vedette_broker.embedded import EmbeddedConfig, serve
@@ -32,7 +32,14 @@ def run(
     settings = load(BrokerSettings, config)
     logs.configure(settings.log.level, settings.log.format)
 
-    embedded = EmbeddedConfig(settings.bundle, settings.listen.host, settings.listen.port, settings.site)
+    embedded = EmbeddedConfig(
+        settings.bundle,
+        settings.listen.host,
+        settings.listen.port,
+        settings.site,
+        settings.state_dir,
+        settings.durability,
+    )
     asyncio.run(serve(embedded))
 
 
