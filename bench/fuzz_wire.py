@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,6 +275,7 @@ class _Hub:
 
     def __init__(self, make_session: Callable[..., Any]) -> None:
         self._make, self.heard = make_session, 0
+        self.counts: Counter[str] = Counter()
 
     async def authenticate(self, session: Any) -> bool:
         return True
@@ -297,6 +299,9 @@ class _Hub:
     async def subscribe(self, state: Any, topic_filter: str, qos: int) -> int:
         self.heard += 1
         return min(qos, 1)
+
+    def acknowledged(self, state: Any, packet_id: int) -> None:
+        self.heard += 1
 
     async def send_retained(self, state: Any, topic_filter: str, qos: int) -> None:
         """Nothing is retained."""

@@ -1,7 +1,7 @@
 """amqtt's broker with our connections in it: sessions, subscriptions, routing, retained messages, and what survives.
 
-amqtt contributes the packets, the plugin machinery and the life cycle. What is overridden is pinned to one release
-of it (`vedette_broker.version`).
+amqtt contributes the plugin machinery, the session object and the life cycle. What is overridden is pinned to one
+release of it (`vedette_broker.version`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, Final
 
 from amqtt.broker import Broker
 from amqtt.contexts import Action as BrokerAction
-from amqtt.mqtt.connack import ConnackPacket
 from amqtt.session import Session
 
+from vedette_broker import packets
 from vedette_broker.access import IDENTITY, Access, Holder
-from vedette_broker.connection import REFUSED, Connection
+from vedette_broker.connection import Connection
 from vedette_broker.credentials import Credentials
 from vedette_broker.journal import Journal, Written
 from vedette_broker.limits import COMPLAINTS_MAX, CONNECTIONS_MAX, FILTERS_MAX, WATCH_S
@@ -34,7 +34,6 @@ from vedette_schemas.topics import TOPIC_BYTES_MAX, Role
 
 log = logging.getLogger("vedette.broker")
 
-UNAVAILABLE: Final = 3
 KEPT_ROLES: Final = frozenset({Role.AGGREGATOR, Role.ANALYTICS})
 """Whose sessions may outlive a connection. A device's state is in retained topics and its own outbox."""
 _COMPLAINTS: Final = "vedette.complaints"
@@ -97,7 +96,7 @@ class Hub(Broker):  # type: ignore[misc]
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, identified: Any) -> None:
         if self._closing or len(self._connections) >= CONNECTIONS_MAX:
             self.counts["connect_refused"] += 1
-            writer.write(ConnackPacket.build(0, UNAVAILABLE).to_bytes())
+            writer.write(packets.connack(packets.UNAVAILABLE))
             writer.close()
             return
         connection = Connection(self, reader, writer, identified)
@@ -227,14 +226,14 @@ class Hub(Broker):  # type: ignore[misc]
     # --- subscriptions
 
     async def subscribe(self, state: ClientSession, topic_filter: str, qos: int) -> int:
-        """Subscribe a client to a filter; returns the granted QoS, or `REFUSED`. A kept one is durable then."""
+        """Subscribe a client to a filter; returns the granted QoS, or `packets.REFUSED`. A kept one is durable then."""
         too_much = len(state.filters) >= FILTERS_MAX and topic_filter not in state.filters
         if qos > 2 or too_much or len(topic_filter.encode()) > TOPIC_BYTES_MAX:
-            return REFUSED
+            return packets.REFUSED
         if not self._may(state.session, topic_filter, BrokerAction.SUBSCRIBE):
             self.counts["subscribe_denied"] += 1
             self._complain(state.session, "may not subscribe to %r", topic_filter)
-            return REFUSED
+            return packets.REFUSED
         granted = min(qos, 1)
         state.filters[topic_filter] = granted
         self._routes.add(topic_filter, state.id, granted)

@@ -33,6 +33,7 @@ log = logging.getLogger("vedette.broker")
 FILE: Final = "broker.db"
 LOCK: Final = "broker.lock"
 STORE_VERSION: Final = 1
+_ROLES: Final = frozenset(role.value for role in Role)
 _APPLICATION: Final = 0x56454442
 """``VEDB`` in the file's header: another program's database is not taken for ours."""
 
@@ -210,7 +211,7 @@ class Store:
         """Every kept session with its filters and queue."""
         found: dict[str, KeptSession] = {}
         for client, role in self._connection.execute("SELECT client, role FROM sessions ORDER BY client"):
-            if role in Role:
+            if role in _ROLES:
                 found[str(client)] = KeptSession(Role(role))
         for client, topic_filter, qos in self._connection.execute("SELECT client, filter, qos FROM filters"):
             if client in found and is_filter(topic_filter):

@@ -74,8 +74,8 @@ class Embedded:
 
     name = "embedded"
 
-    def __init__(self, authority: Authority) -> None:
-        self._bundle = authority.bundles["broker"]
+    def __init__(self, authority: Authority, state: Path | None = None) -> None:
+        self._bundle, self._state = authority.bundles["broker"], state
         self.port = 0
         self.broker: EmbeddedBroker | None = None
 
@@ -87,7 +87,7 @@ class Embedded:
 
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with EmbeddedBroker(EmbeddedConfig(self._bundle, port=self.port)) as self.broker:
+        async with EmbeddedBroker(EmbeddedConfig(self._bundle, port=self.port, state_dir=self._state)) as self.broker:
             self.port = self.broker.port
             ready.set()
             await self._stop.wait()

@@ -1,0 +1,218 @@
+"""The revocation list in TLS: which one is believed, and who is cut off by it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from vedette_broker import ca, hub
+from vedette_broker.credentials import LIST_FILE, Credentials
+from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig
+from vedette_core.crypto.certificate_chain import load_certificates
+from vedette_core.crypto.certificates import CertificateRole
+from vedette_core.runtime.identity import Bundle, client_context
+from vedette_core.runtime.mqtt import AuthenticationError, LinkConfig, MqttLink, MqttMessage
+from vedette_schemas.errors import ConfigError
+
+WAIT_S = 10.0
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    directory = tmp_path / "ca"
+    ca.init(directory, "lab", now=time.time())
+    ca.issue(directory, "broker", CertificateRole.BROKER, now=time.time())
+    for device in ("dev-a", "dev-b"):
+        ca.issue(directory, device, CertificateRole.DEVICE, now=time.time())
+    return directory
+
+
+def bundle(authority: Path, who: str = "broker") -> Bundle:
+    return Bundle(authority / "bundles" / who)
+
+
+def serial(authority: Path, who: str) -> int:
+    return load_certificates(bundle(authority, who).tls_certificate.read_bytes())[0].serial_number
+
+
+def write_list(
+    authority: Path, number: int, serials: list[int], *, days: float = 8, signer: Path | None = None
+) -> None:
+    """What the site's authority would sign, with openssl's own fields and nothing of our code."""
+    source = signer or authority
+    _, online = load_certificates((source / "online" / "ca.crt").read_bytes())
+    key = load_pem_private_key((source / "online" / "ca.key").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(online.subject)
+        .last_update(now - timedelta(days=10))
+        .next_update(now + timedelta(days=days))
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+    )
+    for each in serials:
+        entry = x509.RevokedCertificateBuilder().serial_number(each).revocation_date(now).build()
+        builder = builder.add_revoked_certificate(entry)
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    path = bundle(authority).directory / LIST_FILE
+    beside = path.with_suffix(".new")
+    beside.write_bytes(pem)
+    beside.replace(path)
+
+
+@pytest.fixture
+def fast_watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(hub, "WATCH_S", 0.05)
+    return
+
+
+def test_a_list_is_taken_up_and_an_older_one_is_not(authority: Path, caplog: pytest.LogCaptureFixture) -> None:
+    counts: Counter[str] = Counter()
+    credentials = Credentials(bundle(authority), counts)
+    assert credentials.revoked is None
+    assert not credentials.refresh()
+    write_list(authority, 5, [serial(authority, "dev-a")])
+    assert credentials.refresh()
+    assert credentials.is_revoked(serial(authority, "dev-a"))
+    assert not credentials.is_revoked(serial(authority, "dev-b"))
+    newest = credentials.context
+    write_list(authority, 4, [])
+    assert not credentials.refresh()
+    (bundle(authority).directory / LIST_FILE).write_text("rubbish")
+    assert not credentials.refresh()
+    (bundle(authority).directory / LIST_FILE).unlink()
+    assert not credentials.refresh()
+    assert credentials.is_revoked(serial(authority, "dev-a")), "what was revoked stays revoked"
+    assert credentials.context is newest
+    assert counts == {"revocations_loaded": 1, "revocations_refused": 3}
+    said = [r.message for r in caplog.records if r.levelno == logging.ERROR]
+    assert [
+        "found revocation list 4, expected 5 or newer" in said[0],
+        "no numbered" in said[1],
+        "No such" in said[2],
+    ] == [
+        True,
+        True,
+        True,
+    ]
+
+
+def test_a_list_of_another_authority_is_not_believed(authority: Path, tmp_path: Path) -> None:
+    ca.init(tmp_path / "foreign", "lab", now=time.time())
+    write_list(authority, 9, [], signer=tmp_path / "foreign")
+    with pytest.raises(ConfigError, match=r"none of ca\.crt signed"):
+        Credentials(bundle(authority), Counter())
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"rubbish", b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", bytes(600_000)]
+)
+def test_what_is_no_list_is_told_at_the_start(authority: Path, content: bytes) -> None:
+    (bundle(authority).directory / LIST_FILE).write_bytes(content)
+    with pytest.raises(ConfigError, match=LIST_FILE):
+        Credentials(bundle(authority), Counter())
+
+
+async def ignore(_: MqttMessage) -> None: ...
+
+
+def link(authority: Path, port: int, who: str) -> MqttLink:
+    return MqttLink(LinkConfig("127.0.0.1", port, who, client_context(bundle(authority, who))), ignore)
+
+
+def test_an_open_session_of_a_certificate_that_is_revoked_is_cut_and_does_not_come_back(
+    authority: Path, fast_watch: None
+) -> None:
+    write_list(authority, 1, [])
+
+    async def scenario() -> None:
+        async with EmbeddedBroker(EmbeddedConfig(bundle(authority).directory, port=0)) as broker:
+            async with link(authority, broker.port, "dev-a") as stolen, link(authority, broker.port, "dev-b") as other:
+                await stolen.wait_connected(WAIT_S)
+                await other.wait_connected(WAIT_S)
+                write_list(authority, 2, [serial(authority, "dev-a")])
+                async with asyncio.timeout(WAIT_S):
+                    while stolen.connected:
+                        await asyncio.sleep(0.02)
+                with pytest.raises(AuthenticationError):
+                    await stolen.wait_connected(WAIT_S)
+                assert other.connected
+                assert other.counters.disconnects == 0
+            assert broker.counts["revoked_cut"] == 1
+            with pytest.raises(AuthenticationError):
+                async with link(authority, broker.port, "dev-a") as again:
+                    await again.wait_connected(WAIT_S)
+            async with link(authority, broker.port, "dev-b") as fine:
+                await fine.wait_connected(WAIT_S)
+
+    asyncio.run(scenario())
+
+
+def test_a_list_that_nobody_renewed_lets_nobody_in(authority: Path) -> None:
+    """As with Mosquitto's crlfile: who can stop lists from being renewed must not gain time by it."""
+    write_list(authority, 1, [], days=-1)
+
+    async def scenario() -> None:
+        async with EmbeddedBroker(EmbeddedConfig(bundle(authority).directory, port=0)) as broker:
+            with pytest.raises(AuthenticationError):
+                async with link(authority, broker.port, "dev-b") as device:
+                    await device.wait_connected(WAIT_S)
+
+    asyncio.run(scenario())
+
+
+def test_the_broker_s_own_new_certificate_is_shown_without_a_restart(authority: Path, fast_watch: None) -> None:
+    async def scenario() -> tuple[bytes, bytes]:
+        async with EmbeddedBroker(EmbeddedConfig(bundle(authority).directory, port=0)) as broker:
+
+            async def shown() -> bytes:
+                context = client_context(bundle(authority, "dev-a"))
+                _, writer = await asyncio.open_connection("127.0.0.1", broker.port, ssl=context)
+                tls = writer.get_extra_info("ssl_object")
+                assert isinstance(tls, ssl.SSLObject)
+                assert tls.version() == "TLSv1.3"
+                found = tls.getpeercert(binary_form=True)
+                writer.close()
+                assert found is not None
+                return found
+
+            first = await shown()
+            ca.issue(authority, "broker", CertificateRole.BROKER, now=time.time(), replace=True)
+            async with asyncio.timeout(WAIT_S):
+                while (second := await shown()) == first:
+                    await asyncio.sleep(0.05)
+            return first, second
+
+    first, second = asyncio.run(scenario())
+    assert first != second
+
+
+def test_an_open_session_ends_with_its_certificate(
+    authority: Path, fast_watch: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> Counter[str]:
+        async with EmbeddedBroker(EmbeddedConfig(bundle(authority).directory, port=0)) as broker:
+            async with link(authority, broker.port, "dev-a") as device:
+                await device.wait_connected(WAIT_S)
+                monkeypatch.setattr(hub.time, "time", lambda: 4e9)
+                async with asyncio.timeout(WAIT_S):
+                    while not broker.counts["expired_cut"]:
+                        await asyncio.sleep(0.02)
+                monkeypatch.undo()
+            return broker.counts
+
+    assert asyncio.run(scenario())["expired_cut"] >= 1
