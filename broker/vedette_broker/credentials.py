@@ -106,31 +106,10 @@ class Credentials:
         return _stamp(self._path), _stamp(self._bundle.tls_certificate), _stamp(self._bundle.tls_key)
 
     def _read(self, earlier: RevokedSerials | None) -> RevokedSerials:
-        try:
-            with self._path.open("rb") as file:
-                data = file.read(LIST_BYTES_MAX + 1)
-        except OSError as fault:
-            raise ConfigError(
-                f"{self._path}: cannot be read ({fault.strerror}), expected the site's revocation list"
-            ) from fault
-        if len(data) > LIST_BYTES_MAX:
-            raise ConfigError(f"{self._path}: found more than {LIST_BYTES_MAX} bytes, expected a revocation list")
-        try:
-            found = x509.load_pem_x509_crl(data)
-            number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-            serials = frozenset(entry.serial_number for entry in found)
-        except (ValueError, x509.ExtensionNotFound, UnsupportedAlgorithm) as fault:
-            raise ConfigError(f"{self._path}: found no numbered revocation list ({fault}); write it anew") from fault
-        if found.next_update_utc is None:
-            raise ConfigError(f"{self._path}: found a list without a next update, expected the site's revocation list")
-        root, intermediates = load_authorities(self._bundle)
-        if not any(_signed(found, authority) for authority in (*intermediates, root)):
-            raise ConfigError(
-                f"{self._path}: found a list that none of {self._bundle.ca.name} signed, expected this site's"
-            )
-        if earlier is not None and number < earlier.number:
-            raise ConfigError(f"{self._path}: found revocation list {number}, expected {earlier.number} or newer")
-        return RevokedSerials(number, found.next_update_utc.timestamp(), serials, data)
+        found = read_revocations(self._bundle)
+        if earlier is not None and found.number < earlier.number:
+            raise ConfigError(f"{self._path}: found revocation list {found.number}, expected {earlier.number} or newer")
+        return found
 
     def _context(self) -> ssl.SSLContext:
         context = server_context(self._bundle)
@@ -145,6 +124,35 @@ class Credentials:
                 raise ConfigError(f"{self._path}: TLS refuses the revocation list ({fault}); write it anew") from fault
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         return context
+
+
+def read_revocations(bundle: Bundle) -> RevokedSerials:
+    """Read the revocation list of a bundle, and believe it only if an authority of the bundle's ``ca.crt`` signed it.
+
+    Raises:
+        ConfigError: it is missing, none, or not this site's.
+    """
+    path = bundle.directory / LIST_FILE
+    try:
+        with path.open("rb") as file:
+            data = file.read(LIST_BYTES_MAX + 1)
+    except OSError as fault:
+        raise ConfigError(f"{path}: cannot be read ({fault.strerror}), expected the site's revocation list") from fault
+    if len(data) > LIST_BYTES_MAX:
+        raise ConfigError(f"{path}: found more than {LIST_BYTES_MAX} bytes, expected a revocation list")
+    try:
+        found = x509.load_pem_x509_crl(data)
+        number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        serials = frozenset(entry.serial_number for entry in found)
+        next_update = found.next_update_utc
+    except (ValueError, x509.ExtensionNotFound, UnsupportedAlgorithm) as fault:
+        raise ConfigError(f"{path}: found no numbered revocation list ({fault}); write it anew") from fault
+    if next_update is None:
+        raise ConfigError(f"{path}: found a list without a next update, expected the site's revocation list")
+    root, intermediates = load_authorities(bundle)
+    if not any(_signed(found, authority) for authority in (*intermediates, root)):
+        raise ConfigError(f"{path}: found a list that none of {bundle.ca.name} signed, expected this site's")
+    return RevokedSerials(number, next_update.timestamp(), serials, data)
 
 
 def _signed(found: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:

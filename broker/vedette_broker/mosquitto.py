@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from vedette_broker.credentials import LIST_FILE
 from vedette_broker.limits import (
     INFLIGHT_MAX,
     KEEPALIVE_MAX_S,
@@ -40,6 +41,8 @@ class MosquittoConfig:
         state_directory: where it keeps sessions and retained messages; must exist and be writable by it.
         host: address to listen on; empty for every address.
         port: TCP port.
+        revocations: whether the bundle has a revocation list (``crl.pem``); Mosquitto does not start without the
+            file then, and lets nobody in once the list is past its next update.
         run_as: user to drop to when it is started by root; empty for its own default.
     """
 
@@ -50,6 +53,7 @@ class MosquittoConfig:
     host: str = "127.0.0.1"
     port: int = 8883
     run_as: str = ""
+    revocations: bool = False
 
 
 def render(config: MosquittoConfig) -> dict[str, str]:
@@ -86,6 +90,7 @@ def _conf(config: MosquittoConfig) -> str:
         f"cafile {bundle}/ca.crt",
         f"certfile {bundle}/tls.crt",
         f"keyfile {bundle}/tls.key",
+        *([f"crlfile {bundle}/{LIST_FILE}"] if config.revocations else []),
         "tls_version tlsv1.2",
         "require_certificate true",
         "# User and client id are the certificate's common name, whatever CONNECT says.",

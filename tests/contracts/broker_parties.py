@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -12,14 +13,25 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from vedette_broker import ca
+from vedette_broker.credentials import LIST_FILE
 from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig
 from vedette_broker.mosquitto import CONF, MosquittoConfig, render
+from vedette_broker.nats import CONF as NATS_CONF
+from vedette_broker.nats import USERS as NATS_USERS
+from vedette_broker.nats import NatsConfig, render_users
+from vedette_broker.nats import render as render_nats
+from vedette_core.crypto.certificate_chain import load_certificates
 from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.runtime.identity import Bundle, client_context
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
@@ -29,6 +41,8 @@ SITE = "lab"
 TOPICS = Topics(SITE)
 WAIT_S = 10.0
 """How long a test waits for what must come; never for what must not."""
+NATS = shutil.which("nats-server") or shutil.which("nats-server", path="/usr/sbin:/usr/local/sbin")
+ENGINES = ("embedded", "mosquitto", "nats")
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 
@@ -56,6 +70,29 @@ def make_authority(
     for helper in helpers:
         bundles[helper] = ca.issue(directory, helper, CertificateRole.COMMITTEE, now=moment)
     return Authority(directory, bundles)
+
+
+def write_revocations(authority: Authority, number: int, holders: Sequence[str], days: float = 8) -> None:
+    """Put a revocation list into the broker's bundle, signed by the online authority."""
+    _, online = load_certificates((authority.directory / "online" / "ca.crt").read_bytes())
+    key = load_pem_private_key((authority.directory / "online" / "ca.key").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(online.subject)
+        .last_update(now - timedelta(days=10))
+        .next_update(now + timedelta(days=days))
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+    )
+    for holder in holders:
+        leaf = load_certificates(Bundle(authority.bundles[holder]).tls_certificate.read_bytes())[0]
+        entry = x509.RevokedCertificateBuilder().serial_number(leaf.serial_number).revocation_date(now).build()
+        builder = builder.add_revoked_certificate(entry)
+    path = authority.bundles["broker"] / LIST_FILE
+    path.with_suffix(".new").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    path.with_suffix(".new").replace(path)
 
 
 class BrokerUnderTest(Protocol):
@@ -119,24 +156,86 @@ class Mosquitto:
             state_directory=str(self._directory / "state"),
             port=self.port,
             run_as="root" if os.geteuid() == 0 else "",
+            revocations=(self._authority.bundles["broker"] / LIST_FILE).exists(),
         )
         for name, text in render(config).items():
             (self._directory / name).write_text(text)
             (self._directory / name).chmod(0o600)
         with (self._directory / "log").open("ab") as log:
             self._process = subprocess.Popen([MOSQUITTO, "-c", str(self._directory / CONF)], stdout=log, stderr=log)
-        limit = time.monotonic() + WAIT_S
-        while not answers(self.port):
-            said = (self._directory / "log").read_text()[-2000:]
-            assert self._process.poll() is None, f"mosquitto ended: {said}"
-            assert time.monotonic() < limit, f"mosquitto does not listen: {said}"
-            time.sleep(0.02)
+        wait_for_port(self.port, self._process, self._directory / "log")
+
+    def reload(self) -> None:
+        """Take up another revocation list, as far as Mosquitto does."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
             self._process.wait(WAIT_S)
             self._process = None
+
+
+class Nats:
+    """NATS as a child process, with the configuration that we render and users made of what the authority issued."""
+
+    name = "nats"
+
+    def __init__(self, authority: Authority, directory: Path) -> None:
+        self._authority, self._directory = authority, directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self.port, self._client_port = free_port(), free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def write_users(self, without: Sequence[str] = ()) -> None:
+        """Write the file of users: everybody that has a bundle, but for some."""
+        issued = [(i.id, CertificateRole(i.role)) for i in ca.list_issued(self._authority.directory)]
+        text = render_users(SITE, [(holder, role) for holder, role in issued if holder not in without])
+        (self._directory / NATS_USERS).write_text(text)
+
+    def start(self) -> None:
+        assert NATS is not None
+        config = NatsConfig(
+            site=SITE,
+            bundle=str(self._authority.bundles["broker"]),
+            state_directory=str(self._directory / "state"),
+            port=self.port,
+            client_port=self._client_port,
+            version=nats_version(NATS),
+        )
+        (self._directory / NATS_CONF).write_text(render_nats(config))
+        self.write_users()
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen([NATS, "-c", str(self._directory / NATS_CONF)], stdout=log, stderr=log)
+        wait_for_port(self.port, self._process, self._directory / "log")
+
+    def reload(self, without: Sequence[str] = ()) -> None:
+        """Take up another file of users."""
+        assert self._process is not None
+        self.write_users(without)
+        self._process.send_signal(signal.SIGHUP)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(WAIT_S)
+            self._process = None
+
+
+def nats_version(program: str) -> tuple[int, int]:
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    major, minor = said.split(":")[1].strip().removeprefix("v").split(".")[:2]
+    return int(major), int(minor)
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    limit = time.monotonic() + WAIT_S
+    while not answers(port):
+        said = log.read_text()[-2000:]
+        assert process.poll() is None, f"the broker ended: {said}"
+        assert time.monotonic() < limit, f"the broker does not listen: {said}"
+        time.sleep(0.02)
 
 
 def free_port() -> int:
@@ -156,6 +255,10 @@ def answers(port: int) -> bool:
 def make_broker(name: str, authority: Authority, directory: Path) -> BrokerUnderTest:
     if name == "embedded":
         return Embedded(authority)
+    if name == "nats":
+        if NATS is None:
+            pytest.skip("nats-server is not installed (Debian package nats-server)")
+        return Nats(authority, directory)
     if MOSQUITTO is None:
         pytest.skip("mosquitto is not installed (Debian package mosquitto)")
     return Mosquitto(authority, directory)

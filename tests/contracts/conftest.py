@@ -1,4 +1,4 @@
-"""Fixtures of the broker contracts: every contract runs on the embedded broker and on Mosquitto."""
+"""Fixtures of the broker contracts: every contract runs on the embedded broker, Mosquitto and NATS."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from broker_parties import Authority, BrokerUnderTest, make_authority, make_broker
+from broker_parties import ENGINES, Authority, BrokerUnderTest, make_authority, make_broker
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return make_authority(tmp_path_factory.mktemp("site") / "ca", ["dev-a", "dev-b", "dev-c"], helpers=["helper"])
 
 
-@pytest.fixture(scope="session", params=["embedded", "mosquitto"])
+@pytest.fixture(scope="session", params=ENGINES)
 def broker(
     request: pytest.FixtureRequest, authority: Authority, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BrokerUnderTest]:
@@ -25,7 +25,7 @@ def broker(
     running.stop()
 
 
-@pytest.fixture(params=["embedded", "mosquitto"])
+@pytest.fixture(params=ENGINES)
 def own_broker(request: pytest.FixtureRequest, authority: Authority, tmp_path: Path) -> Iterator[BrokerUnderTest]:
     """A running broker of this test alone, which it may stop and start."""
     running = make_broker(request.param, authority, tmp_path / "broker")

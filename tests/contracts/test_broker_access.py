@@ -34,6 +34,10 @@ GREEDY = (
     "device/+/up/telemetry",
     "public/#",
     "label/#",
+    "$MQTT/#",
+    "$MQTT/sub/#",
+    "$JS/#",
+    "$share/g/vedette/1/lab/#",
 )
 """What every party tries to subscribe to, each in a SUBSCRIBE of its own."""
 

@@ -236,7 +236,8 @@ def test_a_payload_above_the_limit_that_is_sent_all_the_same_reaches_nobody_and_
             async with party(broker, authority, "dev-a") as polite:
                 await polite.link.publish(topic, b"after")
             await aggregator.until(lambda: len(aggregator.received) >= 2)
-            assert aggregator.link.counters.received_oversize == 0  # our own session would have hidden it
+            if broker.name != "nats" or payload_bytes > 2 * PACKET_BYTES_MAX:  # NATS 2.9 has no limit for MQTT
+                assert aggregator.link.counters.received_oversize == 0  # our own session would have hidden it
             return aggregator.payloads
 
     assert sorted(asyncio.run(scenario())) == [b"after", b"other"]

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from vedette.broker_files import issued_to
 from vedette_broker import ca, hub
 from vedette_broker.credentials import LIST_FILE, Credentials
 from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig
@@ -216,3 +217,8 @@ def test_an_open_session_ends_with_its_certificate(
             return broker.counts
 
     assert asyncio.run(scenario())["expired_cut"] >= 1
+
+
+def test_a_revoked_id_is_left_out_of_the_users_of_nats(authority: Path) -> None:
+    write_list(authority, 1, [serial(authority, "dev-a")])
+    assert [holder for holder, _ in issued_to(authority, bundle(authority).directory)] == ["broker", "dev-b"]

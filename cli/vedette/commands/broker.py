@@ -15,6 +15,7 @@ class Engine(StrEnum):
     """A broker that settings can be written for."""
 
     MOSQUITTO = "mosquitto"
+    NATS = "nats"
 
 
 @app.command()
@@ -49,18 +50,39 @@ def render(
     site: Annotated[str, typer.Option("--site", "-s", help="The site's id.")],
     bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Where the broker's bundle will lie.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write the files to.")],
-    state: Annotated[Path, typer.Option("--state", help="Where the broker keeps what must survive.")] = Path(
-        "/var/lib/mosquitto"
-    ),
+    state: Annotated[
+        Path | None, typer.Option("--state", help="Where the broker keeps what must survive [/var/lib/{engine}].")
+    ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "0.0.0.0",
     port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535)] = 8883,
+    authority: Annotated[
+        Path | None, typer.Option("--ca", help="NATS: folder of the certificate authority, whose ids become its users.")
+    ] = None,
+    nats_version: Annotated[
+        str, typer.Option("--nats-version", help="NATS: the release that will read it, as 2.9 (Debian 12) or 2.15.")
+    ] = "2.9",
+    cluster: Annotated[
+        list[str] | None,
+        typer.Option("--cluster", help="NATS: a server of the cluster, as NAME=HOST; three times or more."),
+    ] = None,
+    users_only: Annotated[
+        bool, typer.Option("--users-only", help="NATS: write the users again, and nothing else; then reload.")
+    ] = False,
 ) -> None:
     """Write settings with which another broker keeps the same access rules and limits."""
+    from vedette.broker_files import nats_files, write
+    from vedette_broker.credentials import LIST_FILE
     from vedette_broker.mosquitto import MosquittoConfig, render
 
-    where = str(out.resolve())
-    files = render(MosquittoConfig(site, str(bundle.resolve()), where, str(state), host, port))
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (out / name).write_text(text, encoding="utf-8")
-        typer.echo(out / name)
+    where, folder = out.resolve(), bundle.resolve()
+    kept = str(state or f"/var/lib/{engine.value}")
+    if engine is Engine.MOSQUITTO:
+        revocations = (folder / LIST_FILE).exists()
+        config = MosquittoConfig(site, str(folder), str(where), kept, host, port, revocations=revocations)
+        files = {name: text.encode() for name, text in render(config).items()}
+    else:
+        files = nats_files(
+            site, folder, where, kept, host, port, authority, nats_version, cluster or [], users_only=users_only
+        )
+    for path in write(out, files):
+        typer.echo(path)
