@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from broker_parties import ENGINES, Authority, BrokerUnderTest, make_authority, make_broker
+from broker_parties import ENGINES, Authority, BrokerUnderTest, Embedded, make_authority, make_broker
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,29 @@ def broker(
 def own_broker(request: pytest.FixtureRequest, authority: Authority, tmp_path: Path) -> Iterator[BrokerUnderTest]:
     """A running broker of this test alone, which it may stop and start."""
     running = make_broker(request.param, authority, tmp_path / "broker")
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def attacked_site(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return make_authority(tmp_path_factory.mktemp("attacked") / "ca", ["dev-a", "dev-b"])
+
+
+@pytest.fixture
+def attacked(attacked_site: Authority, tmp_path: Path) -> Iterator[Embedded]:
+    """An embedded broker of this test alone, with a store."""
+    running = Embedded(attacked_site, tmp_path / "state")
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_attacked(attacked_site: Authority) -> Iterator[Embedded]:
+    """An embedded broker for packets that end connections and change nothing else."""
+    running = Embedded(attacked_site)
     running.start()
     yield running
     running.stop()
