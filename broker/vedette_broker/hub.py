@@ -34,8 +34,8 @@ from vedette_schemas.topics import TOPIC_BYTES_MAX, Role
 
 log = logging.getLogger("vedette.broker")
 
-KEPT_ROLES: Final = frozenset({Role.AGGREGATOR, Role.ANALYTICS})
-"""Whose sessions may outlive a connection. A device's state is in retained topics and its own outbox."""
+KEPT_ROLES: Final = frozenset(Role) - {Role.DEVICE, Role.BOOTSTRAP}
+"""Whose sessions may outlive a connection: of each there is one. Devices have retained topics and their outbox."""
 _COMPLAINTS: Final = "vedette.complaints"
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from vedette_broker.credentials import LIST_FILE
 from vedette_broker.limits import (
     INFLIGHT_MAX,
     KEEPALIVE_MAX_S,
@@ -90,7 +89,7 @@ def _conf(config: MosquittoConfig) -> str:
         f"cafile {bundle}/ca.crt",
         f"certfile {bundle}/tls.crt",
         f"keyfile {bundle}/tls.key",
-        *([f"crlfile {bundle}/{LIST_FILE}"] if config.revocations else []),
+        *([f"crlfile {bundle}/crl.pem"] if config.revocations else []),
         "tls_version tlsv1.2",
         "require_certificate true",
         "# User and client id are the certificate's common name, whatever CONNECT says.",

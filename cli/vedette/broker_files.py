@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from vedette_broker import ca
-from vedette_broker.credentials import LIST_FILE, read_revocations
+from vedette_broker.ca_revocation import status_of
+from vedette_broker.ca_store import read_index
 from vedette_broker.nats import CONF, USERS, ClusterNode, NatsConfig, render, render_users
 from vedette_broker.nats_routes import make_route_bundles
 from vedette_core.crypto.certificates import CertificateRole
-from vedette_core.runtime.identity import Bundle
 from vedette_schemas.errors import ConfigError
 
 ROUTE_PORT: Final = 6222
@@ -58,7 +58,7 @@ def nats_files(
         raise ConfigError("nats: found no --ca, expected the folder of the certificate authority: its ids become users")
     if ca.site_of(authority) != site:
         raise ConfigError(f"{authority}: found the authority of site {ca.site_of(authority)!r}, expected {site!r}")
-    users = render_users(site, issued_to(authority, bundle)).encode()
+    users = render_users(site, issued_to(authority, time.time())).encode()
     nodes = tuple(_node(each) for each in cluster)
     folders = [f"{node.name}/" for node in nodes] or [""]
     files = {f"{folder}{USERS}": users for folder in folders}
@@ -89,20 +89,18 @@ def nats_files(
     return files
 
 
-def issued_to(authority: Path, bundle: Path) -> list[tuple[str, CertificateRole]]:
-    """Ids and roles of every certificate that counts: those of the index whose newest leaves are not revoked.
+def issued_to(authority: Path, now: float) -> list[tuple[str, CertificateRole]]:
+    """Ids and roles of every certificate that counts: nodes and tokens that are neither revoked nor over.
 
     Raises:
-        ConfigError: no authority there, or the revocation list beside the broker's bundle is not to be believed.
+        ConfigError: no authority there.
     """
-    revoked: frozenset[int] = frozenset()
-    if (bundle / LIST_FILE).exists():
-        revoked = read_revocations(Bundle(bundle)).serials
-    return [
-        (each.id, CertificateRole(each.role))
-        for each in ca.list_issued(authority)
-        if not any(int(serial, 16) in revoked for serial in each.serials)
-    ]
+    index = read_index(authority)
+    nodes = [(each.id, CertificateRole(each.role)) for each in index.issued.values()
+             if status_of(each, index, now) == "valid"]  # fmt: skip
+    tokens = [(each.id, CertificateRole.BOOTSTRAP) for each in index.tokens.values()
+              if each.not_after > now and each.bootstrap and each.bootstrap not in index.revoked]  # fmt: skip
+    return sorted(nodes + tokens)
 
 
 def write(out: Path, files: Mapping[str, bytes]) -> list[Path]:

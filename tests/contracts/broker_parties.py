@@ -13,18 +13,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from vedette_broker import ca
-from vedette_broker.credentials import LIST_FILE
+from vedette_broker.ca_store import load_issuer, replace_file
 from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig
 from vedette_broker.mosquitto import CONF, MosquittoConfig, render
 from vedette_broker.nats import CONF as NATS_CONF
@@ -33,6 +30,7 @@ from vedette_broker.nats import NatsConfig, render_users
 from vedette_broker.nats import render as render_nats
 from vedette_core.crypto.certificate_chain import load_certificates
 from vedette_core.crypto.certificates import CertificateRole
+from vedette_core.crypto.revocation import Revocation, make_list
 from vedette_core.runtime.identity import Bundle, client_context
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
 from vedette_schemas.topics import Topics
@@ -72,27 +70,13 @@ def make_authority(
     return Authority(directory, bundles)
 
 
-def write_revocations(authority: Authority, number: int, holders: Sequence[str], days: float = 8) -> None:
+def write_revocations(authority: Authority, number: int, holders: Sequence[str]) -> None:
     """Put a revocation list into the broker's bundle, signed by the online authority."""
-    _, online = load_certificates((authority.directory / "online" / "ca.crt").read_bytes())
-    key = load_pem_private_key((authority.directory / "online" / "ca.key").read_bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    now = datetime.now(UTC)
-    builder = (
-        x509.CertificateRevocationListBuilder()
-        .issuer_name(online.subject)
-        .last_update(now - timedelta(days=10))
-        .next_update(now + timedelta(days=days))
-        .add_extension(x509.CRLNumber(number), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
-    )
-    for holder in holders:
-        leaf = load_certificates(Bundle(authority.bundles[holder]).tls_certificate.read_bytes())[0]
-        entry = x509.RevokedCertificateBuilder().serial_number(leaf.serial_number).revocation_date(now).build()
-        builder = builder.add_revoked_certificate(entry)
-    path = authority.bundles["broker"] / LIST_FILE
-    path.with_suffix(".new").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
-    path.with_suffix(".new").replace(path)
+    issuer, _ = load_issuer(authority.directory, time.time())
+    leaves = [load_certificates(Bundle(authority.bundles[h]).tls_certificate.read_bytes())[0] for h in holders]
+    data = make_list(issuer, number, [Revocation(leaf.serial_number, time.time()) for leaf in leaves], now=time.time())
+    pem = x509.load_der_x509_crl(data).public_bytes(Encoding.PEM)
+    replace_file(Bundle(authority.bundles["broker"]).crl, pem, 0o644)
 
 
 class BrokerUnderTest(Protocol):
@@ -156,7 +140,7 @@ class Mosquitto:
             state_directory=str(self._directory / "state"),
             port=self.port,
             run_as="root" if os.geteuid() == 0 else "",
-            revocations=(self._authority.bundles["broker"] / LIST_FILE).exists(),
+            revocations=Bundle(self._authority.bundles["broker"]).crl.exists(),
         )
         for name, text in render(config).items():
             (self._directory / name).write_text(text)

@@ -39,7 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     made = make_authority(tmp_path_factory.mktemp("matrix") / "ca", ["dev-a", "dev-b", "dev-c", "dev-d"])
     old = ca.issue(made.directory, "dev-old", CertificateRole.DEVICE, now=time.time() - 8 * DAY_S)
     made.bundles["dev-old"] = old
-    write_revocations(made, 1, ["dev-b"])
+    write_revocations(made, 101, ["dev-b"])
     return made
 
 
@@ -134,7 +134,7 @@ def test_a_session_that_is_open_when_its_certificate_is_revoked(
         ):
             await stolen.link.publish(path("device/dev-c/up/alert"), b"before")
             await aggregator.until_payload(b"before")
-            write_revocations(site, 2, ["dev-b", "dev-c"])
+            write_revocations(site, 102, ["dev-b", "dev-c"])
             if isinstance(engine, Nats):
                 await asyncio.to_thread(engine.reload, ["dev-b", "dev-c"])
             elif isinstance(engine, Mosquitto):
@@ -152,4 +152,4 @@ def test_a_session_that_is_open_when_its_certificate_is_revoked(
             assert b"after" not in aggregator.payloads
 
     asyncio.run(scenario())
-    write_revocations(site, 3, ["dev-b"])
+    write_revocations(site, 103, ["dev-b"])

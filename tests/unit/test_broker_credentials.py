@@ -8,21 +8,21 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from vedette.broker_files import issued_to
 from vedette_broker import ca, hub
-from vedette_broker.credentials import LIST_FILE, Credentials
+from vedette_broker.ca_revocation import revoke
+from vedette_broker.ca_store import load_issuer, replace_file
+from vedette_broker.credentials import Credentials
 from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig
 from vedette_core.crypto.certificate_chain import load_certificates
 from vedette_core.crypto.certificates import CertificateRole
+from vedette_core.crypto.revocation import Revocation, RevocationReason, make_list
 from vedette_core.runtime.identity import Bundle, client_context
 from vedette_core.runtime.mqtt import AuthenticationError, LinkConfig, MqttLink, MqttMessage
 from vedette_schemas.errors import ConfigError
@@ -49,30 +49,12 @@ def serial(authority: Path, who: str) -> int:
 
 
 def write_list(
-    authority: Path, number: int, serials: list[int], *, days: float = 8, signer: Path | None = None
+    authority: Path, number: int, serials: list[int], *, age_days: float = 0, signer: Path | None = None
 ) -> None:
-    """What the site's authority would sign, with openssl's own fields and nothing of our code."""
-    source = signer or authority
-    _, online = load_certificates((source / "online" / "ca.crt").read_bytes())
-    key = load_pem_private_key((source / "online" / "ca.key").read_bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    now = datetime.now(UTC)
-    builder = (
-        x509.CertificateRevocationListBuilder()
-        .issuer_name(online.subject)
-        .last_update(now - timedelta(days=10))
-        .next_update(now + timedelta(days=days))
-        .add_extension(x509.CRLNumber(number), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
-    )
-    for each in serials:
-        entry = x509.RevokedCertificateBuilder().serial_number(each).revocation_date(now).build()
-        builder = builder.add_revoked_certificate(entry)
-    pem = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
-    path = bundle(authority).directory / LIST_FILE
-    beside = path.with_suffix(".new")
-    beside.write_bytes(pem)
-    beside.replace(path)
+    issuer, _ = load_issuer(signer or authority, time.time())
+    made = time.time() - age_days * 86_400
+    data = make_list(issuer, number, [Revocation(each, made) for each in serials], now=made)
+    replace_file(bundle(authority).crl, x509.load_der_x509_crl(data).public_bytes(Encoding.PEM), 0o644)
 
 
 @pytest.fixture
@@ -83,39 +65,36 @@ def fast_watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_list_is_taken_up_and_an_older_one_is_not(authority: Path, caplog: pytest.LogCaptureFixture) -> None:
     counts: Counter[str] = Counter()
+    bundle(authority).crl.unlink()
     credentials = Credentials(bundle(authority), counts)
     assert credentials.revoked is None
     assert not credentials.refresh()
-    write_list(authority, 5, [serial(authority, "dev-a")])
+    write_list(authority, 105, [serial(authority, "dev-a")])
     assert credentials.refresh()
     assert credentials.is_revoked(serial(authority, "dev-a"))
     assert not credentials.is_revoked(serial(authority, "dev-b"))
     newest = credentials.context
-    write_list(authority, 4, [])
+    write_list(authority, 104, [])
     assert not credentials.refresh()
-    (bundle(authority).directory / LIST_FILE).write_text("rubbish")
+    bundle(authority).crl.write_text("rubbish")
     assert not credentials.refresh()
-    (bundle(authority).directory / LIST_FILE).unlink()
+    bundle(authority).crl.unlink()
     assert not credentials.refresh()
     assert credentials.is_revoked(serial(authority, "dev-a")), "what was revoked stays revoked"
     assert credentials.context is newest
     assert counts == {"revocations_loaded": 1, "revocations_refused": 3}
     said = [r.message for r in caplog.records if r.levelno == logging.ERROR]
-    assert [
-        "found revocation list 4, expected 5 or newer" in said[0],
-        "no numbered" in said[1],
-        "No such" in said[2],
-    ] == [
-        True,
-        True,
-        True,
-    ]
+    for text, line in zip(
+        ("found revocation list 104, expected 105", "cannot be read", "not found"), said, strict=True
+    ):
+        assert text in line
+        assert "what was in force stays in force" in line
 
 
 def test_a_list_of_another_authority_is_not_believed(authority: Path, tmp_path: Path) -> None:
     ca.init(tmp_path / "foreign", "lab", now=time.time())
-    write_list(authority, 9, [], signer=tmp_path / "foreign")
-    with pytest.raises(ConfigError, match=r"none of ca\.crt signed"):
+    write_list(authority, 109, [], signer=tmp_path / "foreign")
+    with pytest.raises(ConfigError, match=r"crl\.pem"):
         Credentials(bundle(authority), Counter())
 
 
@@ -123,8 +102,8 @@ def test_a_list_of_another_authority_is_not_believed(authority: Path, tmp_path: 
     "content", [b"", b"rubbish", b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", bytes(600_000)]
 )
 def test_what_is_no_list_is_told_at_the_start(authority: Path, content: bytes) -> None:
-    (bundle(authority).directory / LIST_FILE).write_bytes(content)
-    with pytest.raises(ConfigError, match=LIST_FILE):
+    bundle(authority).crl.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"crl\.pem"):
         Credentials(bundle(authority), Counter())
 
 
@@ -138,14 +117,14 @@ def link(authority: Path, port: int, who: str) -> MqttLink:
 def test_an_open_session_of_a_certificate_that_is_revoked_is_cut_and_does_not_come_back(
     authority: Path, fast_watch: None
 ) -> None:
-    write_list(authority, 1, [])
+    write_list(authority, 101, [])
 
     async def scenario() -> None:
         async with EmbeddedBroker(EmbeddedConfig(bundle(authority).directory, port=0)) as broker:
             async with link(authority, broker.port, "dev-a") as stolen, link(authority, broker.port, "dev-b") as other:
                 await stolen.wait_connected(WAIT_S)
                 await other.wait_connected(WAIT_S)
-                write_list(authority, 2, [serial(authority, "dev-a")])
+                write_list(authority, 102, [serial(authority, "dev-a")])
                 async with asyncio.timeout(WAIT_S):
                     while stolen.connected:
                         await asyncio.sleep(0.02)
@@ -165,7 +144,7 @@ def test_an_open_session_of_a_certificate_that_is_revoked_is_cut_and_does_not_co
 
 def test_a_list_that_nobody_renewed_lets_nobody_in(authority: Path) -> None:
     """As with Mosquitto's crlfile: who can stop lists from being renewed must not gain time by it."""
-    write_list(authority, 1, [], days=-1)
+    write_list(authority, 101, [], age_days=9)
 
     async def scenario() -> None:
         async with EmbeddedBroker(EmbeddedConfig(bundle(authority).directory, port=0)) as broker:
@@ -220,5 +199,6 @@ def test_an_open_session_ends_with_its_certificate(
 
 
 def test_a_revoked_id_is_left_out_of_the_users_of_nats(authority: Path) -> None:
-    write_list(authority, 1, [serial(authority, "dev-a")])
-    assert [holder for holder, _ in issued_to(authority, bundle(authority).directory)] == ["broker", "dev-b"]
+    revoke(authority, "dev-a", RevocationReason.KEY_COMPROMISE, now=time.time())
+    assert [holder for holder, _ in issued_to(authority, time.time())] == ["broker", "dev-b"]
+    assert issued_to(authority, time.time() + 30 * 86_400) == []

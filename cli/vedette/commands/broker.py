@@ -71,13 +71,13 @@ def render(
 ) -> None:
     """Write settings with which another broker keeps the same access rules and limits."""
     from vedette.broker_files import nats_files, write
-    from vedette_broker.credentials import LIST_FILE
     from vedette_broker.mosquitto import MosquittoConfig, render
+    from vedette_core.runtime.identity import Bundle
 
     where, folder = out.resolve(), bundle.resolve()
     kept = str(state or f"/var/lib/{engine.value}")
     if engine is Engine.MOSQUITTO:
-        revocations = (folder / LIST_FILE).exists()
+        revocations = Bundle(folder).crl.exists()
         config = MosquittoConfig(site, str(folder), str(where), kept, host, port, revocations=revocations)
         files = {name: text.encode() for name, text in render(config).items()}
     else:
