@@ -37,9 +37,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("init")(init.init)
 app.command("demo")(demo.demo)
 app.command("evaluate")(evaluate.evaluate)
+app.add_typer(init.app, name="init")
 app.add_typer(broker.app, name="broker")
 app.add_typer(device.app, name="device")
 app.add_typer(aggregator.app, name="aggregator")

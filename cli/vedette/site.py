@@ -29,6 +29,7 @@ class Site:
     aggregator_config: Path
     device_configs: Mapping[str, Path]
     analytics_bundle: Path
+    authority_config: Path
     helper_configs: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -60,6 +61,7 @@ def create(
     """
     _check(directory, site, [*devices, *helpers])
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory.chmod(0o700)
     directory, now = directory.absolute(), time.time()
     authority = directory / "ca"
     ca.init(authority, site, now=now)
@@ -71,7 +73,7 @@ def create(
     (directory / "root.json").write_bytes(trust.root)
     broker = {"host": "127.0.0.1", "port": port}
     configs = directory / "config"
-    configs.mkdir()
+    configs.mkdir(mode=0o700)
     made = {
         "broker": {
             "site": site,
@@ -79,6 +81,7 @@ def create(
             "state_dir": directory / "state" / "broker",
             "listen": broker,
         },
+        "ca": {"authority": authority, "broker": broker},
         "aggregator": {
             "site": site,
             "state_dir": directory / "state" / "aggregator",
@@ -121,6 +124,7 @@ def create(
         configs / "aggregator.toml",
         {device: configs / f"{device}.toml" for device in devices},
         bundles[CertificateRole.ANALYTICS],
+        configs / "ca.toml",
         {helper: configs / f"{helper}.toml" for helper in helpers},
     )
 
