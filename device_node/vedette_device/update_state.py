@@ -23,6 +23,10 @@ FAILED_MAX: Final = 8
 """Failed releases that are remembered; the registry offers no more than its last three."""
 
 
+REVOKED_DIGESTS_MAX: Final = 256
+"""Revoked files that are remembered; the signed list has hardly more."""
+
+
 class Phase(StrEnum):
     """Where an update is."""
 
@@ -50,9 +54,13 @@ class UpdateState(Message):
         tried: digest of the release that is being tried; empty for none.
         attempts: how often it was.
         failed: releases that are not tried again.
+        revoked: digests of files that are not run, as the newest metadata name them.
+        revoked_at: version of the metadata that changed the list last.
     """
 
     seen: tuple[int, int] = (0, 0)
     tried: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     attempts: Annotated[int, Field(ge=0)] = 0
     failed: Annotated[tuple[FailedRelease, ...], Field(max_length=FAILED_MAX)] = ()
+    revoked: Annotated[tuple[Digest, ...], Field(max_length=REVOKED_DIGESTS_MAX)] = ()
+    revoked_at: tuple[int, int] = (0, 0)

@@ -57,6 +57,8 @@ DEVICE_METRICS: Final = _table(
     Metric("counter", "committee_events", "Committee work by its answer", ("task", "kind", "outcome")),
     Metric("counter", "rounds_joined", "Rounds in which this device's update was sent", ("task",)),
     Metric("counter", "updates", "Steps of applying releases", ("task", "outcome")),
+    Metric("counter", "artifacts", "Release files fetched, by a diff or whole", ("task", "outcome")),
+    Metric("counter", "artifact_bytes", "Bytes fetched for release files", ("task", "outcome")),
     Metric("gauge", "release_version", "Release that is active", ("task",)),
     Metric("gauge", "spool_messages", "Messages that wait for their receipt"),
     Metric("gauge", "spool_bytes", "Bytes that wait for their receipt"),
