@@ -9,6 +9,7 @@ Source: The Update Framework specification 1.0.34; python-tuf 7 (metadata API).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,8 +19,9 @@ from typing import Final
 
 from tuf.api.metadata import TargetFile, Targets  # type: ignore[attr-defined]  # public names, imported there
 
-from vedette_aggregator import registry_ceremony
+from vedette_aggregator import registry_ceremony, registry_draft, registry_proposal
 from vedette_aggregator.publication import Publication
+from vedette_aggregator.registry_draft import OfflineKeys
 from vedette_aggregator.registry_files import (
     RELEASE_LIFETIME,
     SNAPSHOT_LIFETIME,
@@ -27,6 +29,8 @@ from vedette_aggregator.registry_files import (
     RepositoryFiles,
     RepositoryState,
 )
+from vedette_aggregator.registry_proposal import Proposal
+from vedette_aggregator.registry_roles import RoleFacts, role_facts
 from vedette_aggregator.release_diffs import release_diffs
 from vedette_aggregator.release_listing import (
     Releases,
@@ -78,7 +82,7 @@ class Registry:
     def __init__(self, directory: Path) -> None:
         self._files = RepositoryFiles(directory)
         state = self._files.load()
-        self.site: Final = registry_ceremony.site_of(state.root)
+        self.site: Final = registry_draft.site_of(state.root)
         self.tasks: Final = tuple(state.roles)
 
     @classmethod
@@ -207,6 +211,14 @@ class Registry:
             }
             return self._commit(state, now, {task: contents}, artifacts)
 
+    def mark(self) -> str:
+        """Another one whenever anything that is signed here changes: the digest of the timestamp file.
+
+        Raises:
+            ConfigError: it is missing.
+        """
+        return hashlib.sha256(self._files.read(TIMESTAMP_FILE)).hexdigest()
+
     def revoked(self, task: str) -> tuple[RevokedRelease, ...]:
         """Releases of a task that are revoked, oldest first."""
         return revoked_of(self._role(self._files.load(), task))
@@ -294,8 +306,8 @@ class Registry:
 
     @property
     def beacon_anchor(self) -> BeaconAnchor:
-        """The public end of the site's beacon chain; see `registry_ceremony.beacon_of`."""
-        return registry_ceremony.beacon_of(self._files.load().root)
+        """The public end of the site's beacon chain; see `registry_draft.beacon_of`."""
+        return registry_draft.beacon_of(self._files.load().root)
 
     def beacon(self, epoch: int) -> bytes:
         """The 32 bytes that assign devices to groups in an epoch (1 and up); nobody else may see them before it begins.
@@ -314,6 +326,21 @@ class Registry:
             self._remember_withdrawn(self._files.load(verify=False))
         registry_ceremony.renew(self._files.directory, offline_keys, now, set(rotate), beacon_epochs=beacon_epochs)
         return self.retained()
+
+    def adopt(self, proposal: Proposal, now: float) -> Publication:
+        """Make a signed root proposal the state; see `registry_proposal.publish`. Returns what to retain."""
+        with self._files.locked():
+            self._remember_withdrawn(self._files.load(verify=False))
+        registry_proposal.publish(self._files.directory, proposal, now)
+        return self.retained()
+
+    def offline_keys(self) -> OfflineKeys:
+        """Whose signatures count beside the online keys', and how many."""
+        return registry_draft.offline_keys(self._files.load())
+
+    def roles(self) -> tuple[RoleFacts, ...]:
+        """Every role with its keys, threshold, version and expiry, root first."""
+        return role_facts(self._files.load())
 
     def _commit(
         self,

@@ -20,6 +20,7 @@ from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, Tele
 from vedette_aggregator.publication import Publication, retained_messages
 from vedette_aggregator.quarantine import Quarantine
 from vedette_aggregator.registry import Registry
+from vedette_aggregator.registry_watch import ForeignReleases, RegistryFollower
 from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
 from vedette_aggregator.revocation_watch import RevocationWatch
 from vedette_aggregator.root_set import RootSet
@@ -124,6 +125,8 @@ class AggregatorService:
         self._quarantine_at = 0.0
         self._resume: dict[str, list[Effect]] = {}
         self._jobs = Jobs()
+        self._foreign = ForeignReleases(self._registry, self._metrics)
+        self._follower = RegistryFollower(self._registry, self._put_out, self._follow_active)
         for task in settings.tasks:
             self._add_task(task)
         ring = key_ring(self._node.bundle, settings.site)
@@ -293,6 +296,7 @@ class AggregatorService:
                 self._take_alert(body)
             case StateReceived(body):
                 self._fleet.take_state(body)
+                self._foreign.take(body)
             case TelemetryReceived(body):
                 self._fleet.take_report(body)
 
@@ -336,7 +340,7 @@ class AggregatorService:
             self._show(task, machine)
 
     async def _follow_active(self, task: str) -> None:
-        """After a rollback the registry's active release is another than the rounds went on with: begin from it."""
+        """After a rollback or a revocation another release is active than the rounds went on with: begin from it."""
         machine = self._machines[task]
         if machine.state is RoundState.RELEASING or self._registry.active(task) == machine.model.version:
             return
@@ -405,6 +409,7 @@ class AggregatorService:
         await self._handle(task, released)
 
     def _put_out(self, publication: Publication) -> None:
+        self._follower.note(publication)
         for topic, payload in retained_messages(self._topics, publication):
             self._shell.publish(Publish(topic, payload, retain=True))
 
@@ -436,6 +441,7 @@ class AggregatorService:
             if overdue:
                 anyway = time.monotonic() + TICK_ANYWAY_S
             await self._follow_quarantine()
+            await self._follower.look()
             for task, machine in self._machines.items():
                 deadline = machine.next_deadline()
                 if overdue or (deadline is not None and deadline <= time.time()):

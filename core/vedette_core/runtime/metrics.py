@@ -99,6 +99,7 @@ AGGREGATOR_METRICS: Final = _table(
     Metric("gauge", "release_version", "Newest release", ("task",)),
     Metric("counter", "releases", "Releases published", ("task",)),
     Metric("gauge", "release_devices", "Devices that run a release version", ("task", "model_version")),
+    Metric("gauge", "foreign_release_devices", "Devices that run what this site never signed", ("task",)),
     Metric("counter", "fleet_windows_scored", "Windows scored by the fleet", ("task",)),
     Metric("histogram", "fleet_score_seconds", "Devices' median time to score a window", ("task",), SECONDS_BUCKETS),
     Metric("histogram", "fleet_resident_memory_bytes", "Devices' resident memory", (), BYTES_BUCKETS),
