@@ -126,7 +126,7 @@ class AggregatorService:
         self._resume: dict[str, list[Effect]] = {}
         self._jobs = Jobs()
         self._foreign = ForeignReleases(self._registry, self._metrics)
-        self._follower = RegistryFollower(self._registry, self._put_out, self._follow_active)
+        self._follower = RegistryFollower(self._registry, self._put_out, self._changed_beside)
         for task in settings.tasks:
             self._add_task(task)
         ring = key_ring(self._node.bundle, settings.site)
@@ -345,6 +345,10 @@ class AggregatorService:
         if machine.state is RoundState.RELEASING or self._registry.active(task) == machine.model.version:
             return
         await self._handle(task, ModelReplaced(self._releases[task].active_model()))
+
+    async def _changed_beside(self, task: str) -> None:
+        self._beacons.clear()  # people may have replaced the chain
+        await self._follow_active(task)
 
     async def _carry_out(self, task: str, effects: list[Effect]) -> None:
         await self._shell.carry_out(effects, partial(self._special, task))
