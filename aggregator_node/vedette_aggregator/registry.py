@@ -13,13 +13,13 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tuf.api.metadata import TargetFile, Targets  # type: ignore[attr-defined]  # public names, imported there
+from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-defined]  # public names, imported there
 
 from vedette_aggregator import registry_ceremony, registry_draft, registry_proposal
+from vedette_aggregator.countersigning import AwaitsValidatorError, Countersigning
 from vedette_aggregator.publication import Publication
 from vedette_aggregator.registry_draft import OfflineKeys
 from vedette_aggregator.registry_files import (
@@ -45,6 +45,7 @@ from vedette_aggregator.release_listing import (
     shown_releases,
 )
 from vedette_aggregator.release_revocation import refuse_revoked, without_release
+from vedette_aggregator.release_source import ListedTarget
 from vedette_core.crypto.beacon import BEACON_EPOCHS
 from vedette_core.runtime.durable import write_durable
 from vedette_schemas.errors import ConfigError, RefusedError
@@ -55,15 +56,6 @@ RELEASES_KEPT: Final = 3
 """Releases a task that stay on disk: the active one, the one before, and one more to go back to."""
 WITHDRAWN_MAX: Final = 256
 """Names that are remembered as withdrawn, so that a broker that was away is cleaned up; oldest are forgotten first."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListedTarget:
-    """One file of a kept release, as signed metadata describe it: bytes, hex digest, and what it says of itself."""
-
-    length: int
-    sha256: str
-    custom: ReleaseTarget
 
 
 class Registry:
@@ -81,6 +73,7 @@ class Registry:
 
     def __init__(self, directory: Path) -> None:
         self._files = RepositoryFiles(directory)
+        self._countersigning = Countersigning(self._files)
         state = self._files.load()
         self.site: Final = registry_draft.site_of(state.root)
         self.tasks: Final = tuple(state.roles)
@@ -244,9 +237,30 @@ class Registry:
             }
             snapshot = state.snapshot.expires.timestamp() - now < SNAPSHOT_LIFETIME.total_seconds() / 2
             timestamp = state.timestamp.expires.timestamp() - now < TIMESTAMP_LIFETIME.total_seconds() / 2
+            for task in [t for t in roles if self._countersigning.needed(state, t)]:
+                with suppress(AwaitsValidatorError):  # the timestamp does not wait for it; `complete` sees to the rest
+                    self._countersigning.settle(state, task, roles[task], now)
+                del roles[task]
             if not (roles or snapshot or timestamp):
                 return Publication({}, {}, self._retained_files(state))
             return self._commit(state, now, roles, {}, renew_snapshot=snapshot)
+
+    def complete(self, now: float) -> Publication:
+        """Make what a validator has signed meanwhile the state; empty (falsy) if there is nothing of that kind.
+
+        Raises:
+            TransientError, ConfigError: as `publish`.
+        """
+        if not self._countersigning.waiting():
+            return Publication({}, {})
+        with self._files.locked():
+            state = self._files.load()
+            settled = dict(self._countersigning.ready(state))
+            if not settled:
+                return Publication({}, {})
+            roles = {task: Metadata[Targets].from_bytes(data).signed for task, data in settled.items()}
+            self._commit_signed(state, now, roles, {}, settled)
+        return self.retained()
 
     def retained(self) -> Publication:
         """Everything that must be on retained topics now: publish it whenever the aggregator reconnects.
@@ -351,10 +365,29 @@ class Registry:
         *,
         renew_snapshot: bool = False,
     ) -> Publication:
+        settled = {
+            task: self._countersigning.settle(state, task, contents, now)
+            for task, contents in roles.items()
+            if self._countersigning.needed(state, task)
+        }
+        return self._commit_signed(state, now, roles, artifacts, settled, renew_snapshot=renew_snapshot)
+
+    def _commit_signed(
+        self,
+        state: RepositoryState,
+        now: float,
+        roles: Mapping[str, Targets],
+        artifacts: Mapping[str, bytes],
+        settled: Mapping[str, bytes],
+        *,
+        renew_snapshot: bool = False,
+    ) -> Publication:
         self._remember_withdrawn(state)
-        written = self._files.commit(state, now, roles, renew_snapshot=renew_snapshot)
+        written = self._files.commit(state, now, roles, settled, renew_snapshot=renew_snapshot)
         state = self._files.load()
-        kept = {d for targets in state.roles.values() for r in releases_of(targets).values() for d in lengths_of(r)}
+        self._countersigning.tidy(state)
+        kept = self._countersigning.artifacts()
+        kept |= {d for targets in state.roles.values() for r in releases_of(targets).values() for d in lengths_of(r)}
         self._files.prune(set(self._retained_files(state)), kept)
         return self._publication(state, written, artifacts)
 

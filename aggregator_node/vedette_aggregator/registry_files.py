@@ -220,6 +220,7 @@ class RepositoryFiles:
         state: RepositoryState,
         now: float,
         roles: Mapping[str, Targets] | None = None,
+        settled: Mapping[str, bytes] | None = None,
         *,
         renew_snapshot: bool = False,
     ) -> dict[str, bytes]:
@@ -229,6 +230,7 @@ class RepositoryFiles:
             state: what is current.
             now: epoch seconds, for the expiry dates.
             roles: new contents by task; version and expiry are set here.
+            settled: of them, the files that are signed already, because others sign them, too.
             renew_snapshot: sign a new snapshot even if no role changed.
 
         Returns:
@@ -245,7 +247,7 @@ class RepositoryFiles:
             targets = copy.deepcopy(contents)
             targets.version = state.roles[task].version + 1
             targets.expires = expiry(now, RELEASE_LIFETIME)
-            data = self.sign(targets, task, state.targets)
+            data = (settled or {}).get(task) or self.sign(targets, task, state.targets)
             files[f"{targets.version}.{task}.json"] = data
             snapshot.meta[f"{task}.json"] = meta_file(targets.version, data)
         if roles or renew_snapshot:

@@ -27,6 +27,13 @@ class RoleFacts:
     expires_s: float
     online: bool
 
+    @property
+    def signed_by(self) -> str:
+        """Who has to sign it, in words."""
+        if not self.online:
+            return "people"
+        return "the aggregator" if self.threshold == 1 else "the aggregator and the validator"
+
     def days_left(self, now: float) -> float:
         """Days until it expires; negative once it has."""
         return (self.expires_s - now) / 86_400

@@ -13,6 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from vedette_aggregator.aggregation import GlobalModel
+from vedette_aggregator.countersigning import AwaitsValidatorError
 from vedette_aggregator.publication import Publication
 from vedette_aggregator.registry import Registry
 from vedette_core.runtime.metrics import Metrics
@@ -26,6 +28,16 @@ LOOK_S: Final = 2.0
 """How soon a release that a person revoked, or a root that people signed, goes out."""
 REPORTED_MAX: Final = 10_000
 """Findings that are not logged again; beyond that they are."""
+
+
+def once_signed(make: Callable[[], GlobalModel]) -> GlobalModel:
+    """A task's first model; where a validator signs, too, wait for it: nothing can begin before."""
+    while True:
+        try:
+            return make()
+        except AwaitsValidatorError as fault:
+            log.warning("%s", fault)
+            time.sleep(LOOK_S)
 
 
 class RegistryFollower:
@@ -56,6 +68,7 @@ class RegistryFollower:
             return
         self._look_at = time.monotonic() + LOOK_S
         try:
+            await asyncio.to_thread(self._registry.complete, time.time())
             if await asyncio.to_thread(self._registry.mark) == self._mark:
                 return
             publication = await asyncio.to_thread(self._registry.retained)

@@ -20,7 +20,7 @@ from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, Tele
 from vedette_aggregator.publication import Publication, retained_messages
 from vedette_aggregator.quarantine import Quarantine
 from vedette_aggregator.registry import Registry
-from vedette_aggregator.registry_watch import ForeignReleases, RegistryFollower
+from vedette_aggregator.registry_watch import ForeignReleases, RegistryFollower, once_signed
 from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
 from vedette_aggregator.revocation_watch import RevocationWatch
 from vedette_aggregator.root_set import RootSet
@@ -175,7 +175,7 @@ class AggregatorService:
         )
         persisted = self._store.all(f"round/{task.task}/") | self._store.all(f"privacy/{task.task}/")
         self._machines[task.task], self._resume[task.task] = RoundMachine.restore(
-            persisted, parts, releases.initial(plan, time.time())
+            persisted, parts, once_signed(lambda: releases.initial(plan, time.time()))
         )
 
     def _beacon(self, epoch: int) -> bytes:

@@ -26,6 +26,7 @@ from vedette.commands import (
     policy,
     privacy,
     trust,
+    validator,
 )
 from vedette.exit_codes import ExitCode, exit_code
 from vedette_schemas.errors import VedetteError
@@ -47,6 +48,7 @@ app.add_typer(aggregator.app, name="aggregator")
 app.add_typer(committee.app, name="committee")
 app.add_typer(model.app, name="model")
 app.add_typer(trust.app, name="trust")
+app.add_typer(validator.app, name="validator")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(policy.app, name="policy")
 app.add_typer(ca.app, name="ca")

@@ -71,7 +71,7 @@ def show(config: Config = None, trust_dir: TrustDir = None, as_json: Json = Fals
             "threshold": fact.threshold,
             "keys": list(fact.keys),
             "days_left": round(fact.days_left(now), 1),
-            "signed_by": "the aggregator" if fact.online else "people",
+            "signed_by": fact.signed_by,
         }
         for fact in registry.roles()
     ]
@@ -324,7 +324,8 @@ def _facts(proposal: Proposal) -> dict[str, Any]:
 
 
 def _say_proposal(out: Path, proposal: Proposal) -> None:
-    typer.echo(f"{out}: root {proposal.root.signed.version} of {len(proposal.root.signed.roles['root'].keyids)} keys")
+    holders = proposal.root.signed.roles["root"]
+    typer.echo(f"{out}: root {proposal.root.signed.version}, {holders.threshold} of {len(holders.keyids)} keys sign it")
     typer.echo(f"fingerprint {proposal.fingerprint}")
     for signing in proposal.signings():
         if not signing.done:
