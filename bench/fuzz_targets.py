@@ -42,8 +42,10 @@ from vedette_device.sources.packets import Frames, padded
 from vedette_schemas.errors import TransientError
 
 if TYPE_CHECKING or __package__:
+    from bench.fuzz_trust import TRUST
     from bench.fuzz_wire import WIRE, Target
 else:
+    from fuzz_trust import TRUST
     from fuzz_wire import WIRE, Target
 
 START_S: Final = 1_700_000_000
@@ -356,5 +358,6 @@ TARGETS: Final[dict[str, Callable[[Path], Target]]] = {
     "readings": _readings_target,
     "modbus": _modbus_target,
     **WIRE,
+    **TRUST,
 }
 """Name of a parser → how its target is made in a folder for its file."""
