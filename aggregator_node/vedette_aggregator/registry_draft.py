@@ -142,8 +142,7 @@ def first_draft(files: RepositoryFiles, site: str, tasks: Sequence[str], offline
         consistent_snapshot=True,
         unrecognized_fields={_SITE_FIELD: site, BEACON_FIELD: _new_beacon(files, BEACON_EPOCHS)},
     )
-    # Two levels below the task, as `target_path` builds them; a pattern does not match across a slash.
-    delegated = {t: DelegatedRole(t, [], 1, terminating=True, paths=[f"{t}/*/*"]) for t in tasks}
+    delegated = {t: DelegatedRole(t, [], 1, terminating=True, paths=_paths(t)) for t in tasks}
     targets = Targets(expires=expiry(now, OFFLINE_LIFETIME), delegations=Delegations({}, roles=delegated))
     _set_keys(root, targets, offline, online)
     empty = {task: Targets(expires=expiry(now, RELEASE_LIFETIME)) for task in tasks}
@@ -277,6 +276,7 @@ def verified_pair(signed: SignedDraft, before: RepositoryState | None) -> tuple[
         root.verify_delegate("targets", targets_file.signed_bytes, targets_file.signatures)
     except (RepositoryError, ValueError, KeyError) as fault:
         raise RefusedError(f"root ceremony: found too few signatures ({fault})", rule="signature") from fault
+    check_shape(root, targets)
     expected = (1, 1) if before is None else (before.root.version + 1, before.targets.version + 1)
     if (root.version, targets.version) != expected:
         raise RefusedError(
@@ -292,6 +292,24 @@ def verified_pair(signed: SignedDraft, before: RepositoryState | None) -> tuple[
             rule="site",
         )
     return root, targets
+
+
+def check_shape(root: Root, targets: Targets) -> None:
+    """Whether root and targets delegate as ours do, and no more: what a person looks at must be all there is.
+
+    Raises:
+        RefusedError: targets of their own, other roles, or paths beyond a task's own.
+    """
+    delegations = targets.delegations
+    if targets.targets or delegations is None or delegations.roles is None or delegations.succinct_roles is not None:
+        raise RefusedError(
+            "targets: found files of their own, or hash bins, expected roles of tasks only", rule="shape"
+        )
+    for task, role in delegations.roles.items():
+        if role.paths != _paths(task) or role.path_hash_prefixes or not role.terminating or not role.keyids:
+            raise RefusedError(f"role of {task}: found paths {role.paths}, expected {_paths(task)} only", rule="shape")
+    if not root.consistent_snapshot:
+        raise RefusedError("root: found no consistent snapshots, expected them", rule="shape")
 
 
 def check_names(site: str, tasks: Sequence[str]) -> None:
@@ -358,6 +376,11 @@ def _set_keys(root: Root, targets: Targets, offline: OfflineKeys, online: Mappin
     targets.delegations.keys = {key.keyid: key for key in signers}
     for delegated in (targets.delegations.roles or {}).values():
         delegated.keyids, delegated.threshold = [k.keyid for k in signers], len(signers)
+
+
+def _paths(task: str) -> list[str]:
+    """Two levels below the task, as `target_path` builds them; a pattern does not match across a slash."""
+    return [f"{task}/*/*"]
 
 
 def _changed_roles(before: RepositoryState, targets: Targets) -> list[str]:

@@ -26,6 +26,7 @@ from vedette_aggregator.registry_draft import (
     OfflineKeys,
     SignedDraft,
     beacon_of,
+    check_shape,
     first_draft,
     next_draft,
     site_of,
@@ -35,7 +36,7 @@ from vedette_aggregator.registry_draft import (
 from vedette_aggregator.registry_files import RepositoryFiles, checked_size
 from vedette_core.crypto.beacon import BEACON_EPOCHS
 from vedette_core.runtime.durable import file_error, write_durable
-from vedette_schemas.errors import ConfigError, PeerError, RefusedError
+from vedette_schemas.errors import PeerError, RefusedError, VedetteError
 from vedette_schemas.trust import ROOT_BYTES_MAX, TARGETS_BYTES_MAX, TASKS_MAX
 
 TYPE: Final = "vedette-root-proposal-1"
@@ -131,9 +132,18 @@ class Proposal:
             )
             site_of(found.root.signed)
             beacon_of(found.root.signed)
+            check_shape(found.root.signed, found.targets.signed)
             for task in roles:
                 found._delegated(task)
-        except (RepositoryError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as fault:
+        except (
+            RepositoryError,
+            VedetteError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as fault:
             raise PeerError(f"proposal: found a file that is none ({type(fault).__name__}: {fault})") from fault
         return found
 

@@ -27,7 +27,7 @@ log = logging.getLogger("vedette.aggregator")
 LOOK_S: Final = 2.0
 """How soon a release that a person revoked, or a root that people signed, goes out."""
 REPORTED_MAX: Final = 10_000
-"""Findings that are not logged again; beyond that they are."""
+"""Findings that are logged, each once: a device that lies must not fill the log. The metric counts all of them."""
 
 
 def once_signed(make: Callable[[], GlobalModel]) -> GlobalModel:
@@ -99,6 +99,12 @@ class ForeignReleases:
 
     def take(self, state: DeviceState) -> None:
         """Look at a device's state."""
+        try:
+            self._take(state)
+        except VedetteError as error:
+            log.error("release repository: %s", error)
+
+    def _take(self, state: DeviceState) -> None:
         running = {model.task: model for model in state.models}
         for task, devices in self._devices.items():
             model = running.get(task)
@@ -134,10 +140,9 @@ class ForeignReleases:
 
     def _report(self, device: str, model: ActiveModel) -> None:
         finding = (device, model.digest)
-        if finding in self._reported:
+        if finding in self._reported or len(self._reported) >= REPORTED_MAX:
             return
-        if len(self._reported) < REPORTED_MAX:
-            self._reported.add(finding)
+        self._reported.add(finding)
         log.error(
             "%s runs release %d of %s (sha256 %s) that this repository never signed: the release keys may be stolen. "
             "Replace them (`vedette trust root rotate`, or `vedette trust renew`, with --rotate), then revoke it: "

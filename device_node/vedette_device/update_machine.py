@@ -45,7 +45,6 @@ from vedette_device.update_state import (
     FAILED_MAX,
     RETRY_S,
     RETRY_S_MAX,
-    REVOKED_DIGESTS_MAX,
     TRIAL_S_MAX,
     FailedRelease,
     Phase,
@@ -233,7 +232,7 @@ class UpdateMachine:
         found = event.revocation
         if found.task != self.task or found.metadata_version < self._saved.revoked_at:
             return [self._count("stale")]
-        digests = tuple(sorted(found.sha256))[:REVOKED_DIGESTS_MAX]
+        digests = tuple(sorted(found.sha256))
         saved = self._save(revoked=digests, revoked_at=found.metadata_version) if digests != self._saved.revoked else []
         return [*saved, *self._drop_revoked(now)]
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from vedette_schemas.codec import Message
 from vedette_schemas.model import Digest
+from vedette_schemas.trust import REVOKED_FILES_MAX, REVOKED_MAX
 
 ATTEMPTS_MAX: Final = 3
 """Times a release is tried. One crash may be a power cut; three in its hands are its fault."""
@@ -23,8 +24,8 @@ FAILED_MAX: Final = 8
 """Failed releases that are remembered; the registry offers no more than its last three."""
 
 
-REVOKED_DIGESTS_MAX: Final = 256
-"""Revoked files that are remembered; the signed list has hardly more."""
+REVOKED_DIGESTS_MAX: Final = REVOKED_MAX * REVOKED_FILES_MAX
+"""Revoked files that are remembered: as many as a signed list can have, so that none is left out."""
 
 
 class Phase(StrEnum):

@@ -208,6 +208,11 @@ class Updates:
             self._tested = None
         try:
             good = self._slots.drop(digests, successor)
+        except VedetteError as error:  # it is done at the next start; the last good one runs all the same
+            log.error("%s: %s", self.task, error)
+            view = self._slots.view()
+            good = next((m for m in (view.spare, view.active) if m is not None and m.sha256 == successor), None)
+        try:
             if good is not None and self._running is None:
                 self._install(good)
         except VedetteError as error:

@@ -40,6 +40,8 @@ REVOKED_FIELD: Final = "x-vedette-revoked"
 """Where a task's role carries its list of `RevokedRelease`; devices from before do not look at it."""
 REVOKED_MAX: Final = 64
 """Most revoked releases that a task remembers, oldest forgotten first; five digests each are some 25 KiB."""
+REVOKED_FILES_MAX: Final = 8
+"""Most files of one revoked release: every variant, and some to spare."""
 TIMESTAMP_FILE: Final = "timestamp.json"
 INDEX_FILE: Final = "index.json"
 ROLE_NAMES: Final = frozenset({"root", "targets", "snapshot", "timestamp", "index"})
@@ -71,7 +73,7 @@ class RevokedRelease(Message):
     """
 
     version: Annotated[int, Field(ge=0)]
-    sha256: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=8)]
+    sha256: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=REVOKED_FILES_MAX)]
     reason: Annotated[str, Field(min_length=1, max_length=200)]
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from release_site import START, TASKS, describe, release_files
+from tuf.api.metadata import TargetFile
 
 from vedette.exit_codes import ExitCode
 from vedette.main import main
@@ -183,6 +184,30 @@ def test_a_proposal_that_was_changed_on_its_way_is_worth_nothing(people: People)
     assert proposal.fingerprint != before, "holders who compare it notice"
     with pytest.raises(RefusedError, match="0 of"):
         registry.adopt(proposal, START)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.targets.signed.delegations.roles["network"].paths.append("sensor/*/*"),
+        lambda p: setattr(p.targets.signed.delegations.roles["network"], "terminating", False),
+        lambda p: p.targets.signed.targets.update(x=TargetFile(1, {"sha256": "00" * 32}, "x")),
+        lambda p: setattr(p.root.signed, "consistent_snapshot", False),
+    ],
+)
+def test_what_a_holder_would_not_see_is_refused(people: People, change: Callable[[Proposal], object]) -> None:
+    """A stolen aggregator proposes more than `show` prints: neither holders nor the repository take it."""
+    registry = people.found()
+    proposal = propose_next(people.repository, people.keys("abc", 2), START)
+    change(proposal)
+    for name in "abt":
+        proposal.sign(read_signer(people.folder / name / "key.pem", PASSPHRASE))
+    with pytest.raises(RefusedError) as refused:
+        registry.adopt(proposal, START)
+    assert refused.value.rule == "shape"
+    proposal.write(people.folder / "p.json")
+    with pytest.raises(PeerError):
+        Proposal.read(people.folder / "p.json")
 
 
 def test_online_keys_that_were_replaced_are_gone(people: People) -> None:

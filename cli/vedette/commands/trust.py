@@ -195,6 +195,8 @@ def show_proposal(file: Annotated[Path, typer.Argument(help="The proposal.")], a
         typer.echo(f"{name.replace('_', ' ')}: {facts[name]}")
     for name, keys in facts["keys"].items():
         typer.echo(f"{name}: {', '.join(keys)}")
+    for name, releases in facts["releases"].items():
+        typer.echo(f"releases of {name} to sign: {releases}")
     for name in ("added", "removed"):
         typer.echo(f"{name}: {', '.join(facts[name]) or 'none'}")
     for each in facts["signatures"]:
@@ -314,6 +316,7 @@ def _facts(proposal: Proposal) -> dict[str, Any]:
         "tasks": sorted(roles),
         "beacon": beacon_of(root).anchor,
         "keys": keys,
+        "releases": {task: _releases(role.signed) for task, role in sorted(proposal.roles.items())},
         "added": sorted(after - before),
         "removed": sorted(before - after),
         "signatures": [
@@ -321,6 +324,14 @@ def _facts(proposal: Proposal) -> dict[str, Any]:
             for s in proposal.signings()
         ],
     }
+
+
+def _releases(role: Any) -> dict[str, Any]:
+    from vedette_aggregator.release_listing import active_version, releases_of, revoked_of
+
+    releases = releases_of(role)
+    revoked = [each.version for each in revoked_of(role)]
+    return {"listed": sorted(releases), "active": active_version(releases), "revoked": revoked}
 
 
 def _say_proposal(out: Path, proposal: Proposal) -> None:
