@@ -71,6 +71,7 @@ class ArtifactDownload:
                 log.info("%s: %s; the whole file is fetched", target.path, fault)
                 how = "diff-refused"
             else:
+                log.info("%s: fetched as a diff, %d bytes instead of %d", target.path, spent, target.length)
                 self.on_download(target.custom.task, "diff", spent)
                 return found
         found = self._bytes(target.path, target.sha256, target.length, self._timeout_s)

@@ -1,4 +1,4 @@
-"""What happens beside the aggregator: commands that change its repository, and devices that run what it never signed."""
+"""What happens beside the aggregator: commands change its repository; devices run what it never signed."""
 
 from __future__ import annotations
 
