@@ -26,6 +26,7 @@ format: $(VENV)/dev.stamp  ## put the sources into their form
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/dev.stamp $(VENV)/peers.stamp  ## measure every claim beside its peers, as JSON
+	$(BIN)/python bench/artifacts.py --json
 	$(BIN)/python bench/capture.py --json
 	$(BIN)/python bench/live.py --json
 	$(BIN)/python bench/score.py --json

@@ -43,9 +43,11 @@ from vedette_schemas.errors import TransientError
 
 if TYPE_CHECKING or __package__:
     from bench.fuzz_certificates import CERTIFICATES
+    from bench.fuzz_trust import TRUST
     from bench.fuzz_wire import WIRE, Target
 else:
     from fuzz_certificates import CERTIFICATES
+    from fuzz_trust import TRUST
     from fuzz_wire import WIRE, Target
 
 START_S: Final = 1_700_000_000
@@ -359,5 +361,6 @@ TARGETS: Final[dict[str, Callable[[Path], Target]]] = {
     "modbus": _modbus_target,
     **WIRE,
     **CERTIFICATES,
+    **TRUST,
 }
 """Name of a parser → how its target is made in a folder for its file."""

@@ -340,6 +340,12 @@ FLEET: Final = (
                 ),
             ),
             Panel(
+                "Devices that run foreign releases",
+                "Devices that run a release that this site's repository never signed: the release keys may be stolen.",
+                "short",
+                (Query("max by (task) (vedette_foreign_release_devices{@})", "{{task}}"),),
+            ),
+            Panel(
                 "Quarantined devices",
                 "Devices that a person keeps out of rounds, and revoked ones; number of the newest revocation list.",
                 "short",

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tuf.api.metadata import TargetFile, Targets  # type: ignore[attr-defined]  # public names, imported there
+from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-defined]  # public names, imported there
 
-from vedette_aggregator import registry_ceremony
+from vedette_aggregator import registry_ceremony, registry_draft, registry_proposal
+from vedette_aggregator.countersigning import AwaitsValidatorError, Countersigning
 from vedette_aggregator.publication import Publication
+from vedette_aggregator.registry_draft import OfflineKeys
 from vedette_aggregator.registry_files import (
     RELEASE_LIFETIME,
     SNAPSHOT_LIFETIME,
@@ -28,29 +29,33 @@ from vedette_aggregator.registry_files import (
     RepositoryFiles,
     RepositoryState,
 )
+from vedette_aggregator.registry_proposal import Proposal
+from vedette_aggregator.registry_roles import RoleFacts, role_facts
+from vedette_aggregator.release_diffs import release_diffs
+from vedette_aggregator.release_listing import (
+    Releases,
+    active_version,
+    is_same,
+    lengths_of,
+    listed_targets,
+    release_targets,
+    releases_of,
+    revoked_of,
+    revoking_fields,
+    shown_releases,
+)
+from vedette_aggregator.release_revocation import refuse_revoked, without_release
+from vedette_aggregator.release_source import ListedTarget
 from vedette_core.crypto.beacon import BEACON_EPOCHS
 from vedette_core.runtime.durable import write_durable
-from vedette_schemas import codec
-from vedette_schemas.errors import ConfigError, PeerError, RefusedError
-from vedette_schemas.model import MODEL_BYTES_MAX, ReleaseTarget, Variant, parse_custom, target_path
-from vedette_schemas.trust import TIMESTAMP_FILE, BeaconAnchor
+from vedette_schemas.errors import ConfigError, RefusedError
+from vedette_schemas.model import ReleaseTarget, Variant, parse_custom
+from vedette_schemas.trust import TIMESTAMP_FILE, BeaconAnchor, RevokedRelease
 
 RELEASES_KEPT: Final = 3
 """Releases a task that stay on disk: the active one, the one before, and one more to go back to."""
 WITHDRAWN_MAX: Final = 256
 """Names that are remembered as withdrawn, so that a broker that was away is cleaned up; oldest are forgotten first."""
-_FORMATS: Final[Mapping[Variant, str]] = {Variant.WEIGHTS: "weights", Variant.PLAN: "plan"}
-
-Releases = dict[int, dict[Variant, TargetFile]]
-
-
-@dataclass(frozen=True, slots=True)
-class ListedTarget:
-    """One file of a kept release, as signed metadata describe it: bytes, hex digest, and what it says of itself."""
-
-    length: int
-    sha256: str
-    custom: ReleaseTarget
 
 
 class Registry:
@@ -68,8 +73,9 @@ class Registry:
 
     def __init__(self, directory: Path) -> None:
         self._files = RepositoryFiles(directory)
+        self._countersigning = Countersigning(self._files)
         state = self._files.load()
-        self.site: Final = registry_ceremony.site_of(state.root)
+        self.site: Final = registry_draft.site_of(state.root)
         self.tasks: Final = tuple(state.roles)
 
     @classmethod
@@ -115,28 +121,31 @@ class Registry:
             now: epoch seconds.
 
         Raises:
-            RefusedError: another version was expected, or files and their descriptions do not fit each other.
+            RefusedError: another version was expected, a file is revoked, or files and their descriptions do not fit.
             TransientError: the disk is full; the old state stays.
             ConfigError: unknown task, missing key, damaged repository.
         """
-        targets = _targets(task, version, files, custom)
         with self._files.locked():
             state = self._files.load()
             role = self._role(state, task)
-            releases = _releases(role)
-            newest = max(releases, default=-1)
-            if version in releases and _same(releases[version], targets):
-                return self._current(state, task, {t.hashes["sha256"] for t in targets.values()})
-            if version != newest + 1:
+            releases, active = releases_of(role), active_version(releases_of(role))
+            if version in releases and is_same(releases[version], release_targets(task, version, files, custom, {})):
+                return self._current(state, task, lengths_of(releases[version]))
+            expected = _next_version(role)
+            if version != expected:
                 raise RefusedError(
-                    f"release {task} {version}: found the newest release to be {newest}, expected version {newest + 1}",
+                    f"release {task} {version}: found the newest release to be {expected - 1}, expected version "
+                    f"{expected}",
                     rule="version",
                 )
-            active = _active(releases)
+            refuse_revoked(f"release {task} {version}", files, revoked_of(role))
+            diffs = release_diffs({} if active is None else self._read(releases[active], files), files)
+            targets = release_targets(task, version, files, custom, {v: each.said for v, each in diffs.items()})
             order = sorted(releases, key=lambda v: (v == active, v))
             kept = {v: releases[v] for v in sorted(order[-(RELEASES_KEPT - 1) :])}
-            contents = Targets(targets=_listed({**kept, version: targets}, version))
+            contents = _contents({**kept, version: targets}, version, revoked_of(role))
             artifacts = {targets[v].hashes["sha256"]: data for v, data in files.items()}
+            artifacts |= {each.said.sha256: each.data for each in diffs.values()}
             for sha256, data in artifacts.items():
                 self._files.add_artifact(sha256, data)
             return self._commit(state, now, {task: contents}, artifacts)
@@ -150,19 +159,66 @@ class Registry:
         """
         with self._files.locked():
             state = self._files.load()
-            releases = _releases(self._role(state, task))
+            role = self._role(state, task)
+            releases = releases_of(role)
             if to_version not in releases:
                 raise RefusedError(
                     f"rollback of {task}: found no release {to_version}, expected one of "
                     f"{', '.join(map(str, sorted(releases))) or 'none'}",
                     rule="version",
                 )
-            contents = Targets(targets=_listed(releases, to_version))
-            digests = {d for shown in _shown(_releases(contents)) for d in _digests(shown)}
-            if _active(releases) == to_version:
+            contents = _contents(releases, to_version, revoked_of(role))
+            digests = {d for shown in shown_releases(releases_of(contents)) for d in lengths_of(shown)}
+            if active_version(releases) == to_version:
                 return self._current(state, task, digests)
             artifacts = {d: self._files.artifact(d) for d in sorted(digests)}
             return self._commit(state, now, {task: contents}, artifacts)
+
+    def revoke(self, task: str, version: int, reason: str, now: float, digests: Collection[str] = ()) -> Publication:
+        """Revoke a release for good: it is no longer listed, its digests are, and no device runs them again.
+
+        If it was the active one, the newest of those that are left becomes active.
+
+        Args:
+            task: the task.
+            version: of the release.
+            reason: why; goes to every device.
+            now: epoch seconds.
+            digests: of files, hex, for a release that is not one of ours: a thief signed it, devices reported it.
+
+        Raises:
+            RefusedError: it is not kept here and no digests are given, a digest belongs to a release that stays, or
+                nothing would be left to go to.
+            TransientError, ConfigError: as `publish`.
+        """
+        with self._files.locked():
+            state = self._files.load()
+            role = self._role(state, task)
+            contents = without_release(task, role, version, reason, digests)
+            if contents is None:
+                return self._current(state, task, ())
+            artifacts = {
+                d: self._files.artifact(d)
+                for shown in shown_releases(releases_of(contents))
+                for d in sorted(lengths_of(shown))
+            }
+            return self._commit(state, now, {task: contents}, artifacts)
+
+    def mark(self) -> str:
+        """Another one whenever anything that is signed here changes: the digest of the timestamp file.
+
+        Raises:
+            ConfigError: it is missing.
+        """
+        return hashlib.sha256(self._files.read(TIMESTAMP_FILE)).hexdigest()
+
+    def revoked(self, task: str) -> tuple[RevokedRelease, ...]:
+        """Releases of a task that are revoked, oldest first."""
+        return revoked_of(self._role(self._files.load(), task))
+
+    def next_version(self, task: str) -> int:
+        """What the next release has to be: one more than the newest, a revoked one counted."""
+        return _next_version(self._role(self._files.load(), task))
 
     def refresh_timestamp(self, now: float) -> Publication:
         """Sign again what has used up half of its life: timestamp, snapshot, the tasks' roles.
@@ -181,9 +237,30 @@ class Registry:
             }
             snapshot = state.snapshot.expires.timestamp() - now < SNAPSHOT_LIFETIME.total_seconds() / 2
             timestamp = state.timestamp.expires.timestamp() - now < TIMESTAMP_LIFETIME.total_seconds() / 2
+            for task in [t for t in roles if self._countersigning.needed(state, t)]:
+                with suppress(AwaitsValidatorError):  # the timestamp does not wait for it; `complete` sees to the rest
+                    self._countersigning.settle(state, task, roles[task], now)
+                del roles[task]
             if not (roles or snapshot or timestamp):
                 return Publication({}, {}, self._retained_files(state))
             return self._commit(state, now, roles, {}, renew_snapshot=snapshot)
+
+    def complete(self, now: float) -> Publication:
+        """Make what a validator has signed meanwhile the state; empty (falsy) if there is nothing of that kind.
+
+        Raises:
+            TransientError, ConfigError: as `publish`.
+        """
+        if not self._countersigning.waiting():
+            return Publication({}, {})
+        with self._files.locked():
+            state = self._files.load()
+            settled = dict(self._countersigning.ready(state))
+            if not settled:
+                return Publication({}, {})
+            roles = {task: Metadata[Targets].from_bytes(data).signed for task, data in settled.items()}
+            self._commit_signed(state, now, roles, {}, settled)
+        return self.retained()
 
     def retained(self) -> Publication:
         """Everything that must be on retained topics now: publish it whenever the aggregator reconnects.
@@ -203,11 +280,11 @@ class Registry:
 
     def versions(self, task: str) -> tuple[int, ...]:
         """Releases of a task that are kept, ascending."""
-        return tuple(sorted(_releases(self._role(self._files.load(), task))))
+        return tuple(sorted(releases_of(self._role(self._files.load(), task))))
 
     def active(self, task: str) -> int | None:
         """Version of the task's active release; None before the first."""
-        return _active(_releases(self._role(self._files.load(), task)))
+        return active_version(releases_of(self._role(self._files.load(), task)))
 
     def target(self, task: str, version: int, variant: Variant) -> tuple[ReleaseTarget, bytes]:
         """One target of a kept release: what it says of itself, and its bytes (digest checked).
@@ -216,7 +293,7 @@ class Registry:
             RefusedError: there is none.
             ConfigError: its file is missing or damaged.
         """
-        found = _releases(self._role(self._files.load(), task)).get(version, {}).get(variant)
+        found = releases_of(self._role(self._files.load(), task)).get(version, {}).get(variant)
         if found is None:
             raise RefusedError(f"release {task} {version}: found no {variant.value} target", rule="version")
         return parse_custom(found.custom), self._files.artifact(found.hashes["sha256"])
@@ -227,7 +304,7 @@ class Registry:
         Raises:
             RefusedError: there is no such release.
         """
-        release = _releases(self._role(self._files.load(), task)).get(version)
+        release = releases_of(self._role(self._files.load(), task)).get(version)
         if release is None:
             kept = ", ".join(map(str, self.versions(task))) or "none"
             raise RefusedError(
@@ -243,8 +320,8 @@ class Registry:
 
     @property
     def beacon_anchor(self) -> BeaconAnchor:
-        """The public end of the site's beacon chain; see `registry_ceremony.beacon_of`."""
-        return registry_ceremony.beacon_of(self._files.load().root)
+        """The public end of the site's beacon chain; see `registry_draft.beacon_of`."""
+        return registry_draft.beacon_of(self._files.load().root)
 
     def beacon(self, epoch: int) -> bytes:
         """The 32 bytes that assign devices to groups in an epoch (1 and up); nobody else may see them before it begins.
@@ -264,6 +341,21 @@ class Registry:
         registry_ceremony.renew(self._files.directory, offline_keys, now, set(rotate), beacon_epochs=beacon_epochs)
         return self.retained()
 
+    def adopt(self, proposal: Proposal, now: float) -> Publication:
+        """Make a signed root proposal the state; see `registry_proposal.publish`. Returns what to retain."""
+        with self._files.locked():
+            self._remember_withdrawn(self._files.load(verify=False))
+        registry_proposal.publish(self._files.directory, proposal, now)
+        return self.retained()
+
+    def offline_keys(self) -> OfflineKeys:
+        """Whose signatures count beside the online keys', and how many."""
+        return registry_draft.offline_keys(self._files.load())
+
+    def roles(self) -> tuple[RoleFacts, ...]:
+        """Every role with its keys, threshold, version and expiry, root first."""
+        return role_facts(self._files.load())
+
     def _commit(
         self,
         state: RepositoryState,
@@ -273,10 +365,29 @@ class Registry:
         *,
         renew_snapshot: bool = False,
     ) -> Publication:
+        settled = {
+            task: self._countersigning.settle(state, task, contents, now)
+            for task, contents in roles.items()
+            if self._countersigning.needed(state, task)
+        }
+        return self._commit_signed(state, now, roles, artifacts, settled, renew_snapshot=renew_snapshot)
+
+    def _commit_signed(
+        self,
+        state: RepositoryState,
+        now: float,
+        roles: Mapping[str, Targets],
+        artifacts: Mapping[str, bytes],
+        settled: Mapping[str, bytes],
+        *,
+        renew_snapshot: bool = False,
+    ) -> Publication:
         self._remember_withdrawn(state)
-        written = self._files.commit(state, now, roles, renew_snapshot=renew_snapshot)
+        written = self._files.commit(state, now, roles, settled, renew_snapshot=renew_snapshot)
         state = self._files.load()
-        kept = {d for targets in state.roles.values() for r in _releases(targets).values() for d in _digests(r)}
+        self._countersigning.tidy(state)
+        kept = self._countersigning.artifacts()
+        kept |= {d for targets in state.roles.values() for r in releases_of(targets).values() for d in lengths_of(r)}
         self._files.prune(set(self._retained_files(state)), kept)
         return self._publication(state, written, artifacts)
 
@@ -315,13 +426,16 @@ class Registry:
         return (*(name for name in before if name in there), *state.files())
 
     def _retained_artifacts(self, state: RepositoryState) -> dict[str, int]:
-        """Length by digest of the active release and the one before it, of every task."""
+        """Length by digest of the active release and the one before it, of every task, with their diffs."""
         return {
-            t.hashes["sha256"]: t.length
+            digest: length
             for targets in state.roles.values()
-            for release in _shown(_releases(targets))
-            for t in release.values()
+            for release in shown_releases(releases_of(targets))
+            for digest, length in lengths_of(release).items()
         }
+
+    def _read(self, release: Mapping[Variant, TargetFile], variants: Iterable[Variant]) -> dict[Variant, bytes]:
+        return {v: self._files.artifact(release[v].hashes["sha256"]) for v in variants if v in release}
 
     def _withdrawn(self) -> tuple[tuple[str, ...], dict[str, int]]:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -341,86 +455,9 @@ class Registry:
         write_durable(self._files.withdrawn, json.dumps(text).encode())
 
 
-def _targets(
-    task: str, version: int, files: Mapping[Variant, bytes], custom: Mapping[Variant, ReleaseTarget]
-) -> dict[Variant, TargetFile]:
-    what = f"release {task} {version}"
-    if set(files) != set(custom) or not {Variant.WEIGHTS, Variant.PLAN} <= set(files):
-        raise RefusedError(
-            f"{what}: found files {_names(files)} and descriptions {_names(custom)}, expected the same variants, "
-            "weights and plan among them",
-            rule="variants",
-        )
-    plan = hashlib.sha256(files[Variant.PLAN]).hexdigest()
-    targets = {}
-    for variant, data in files.items():
-        said = custom[variant]
-        form = _FORMATS.get(variant, "tflite")
-        if not 1 <= len(data) <= MODEL_BYTES_MAX:
-            raise RefusedError(
-                f"{what} {variant.value}: found {len(data)} bytes, expected 1 to {MODEL_BYTES_MAX}", rule="limit"
-            )
-        if (said.task, said.version, said.variant, said.format, said.plan) != (task, version, variant, form, plan):
-            raise RefusedError(
-                f"{what} {variant.value}: found a description of {said.task} {said.version} {said.variant.value} "
-                f"({said.format}, plan {said.plan[:12]}…), expected {form} and plan {plan[:12]}…",
-                rule="description",
-            )
-        targets[variant] = TargetFile(
-            len(data),
-            {"sha256": hashlib.sha256(data).hexdigest()},
-            target_path(task, version, variant),
-            {"custom": said.model_dump(mode="json")},
-        )
-    return targets
+def _contents(releases: Releases, active: int, revoked: Iterable[RevokedRelease]) -> Targets:
+    return Targets(targets=listed_targets(releases, active), unrecognized_fields=revoking_fields(revoked))
 
 
-def _listed(releases: Releases, active: int) -> dict[str, TargetFile]:
-    """Targets by path, with exactly one release marked active."""
-    listed = {}
-    for version, release in releases.items():
-        for target in release.values():
-            said = {"custom": target.custom | {"active": version == active}}
-            listed[target.path] = TargetFile(target.length, dict(target.hashes), target.path, said)
-    return listed
-
-
-def _releases(role: Targets) -> Releases:
-    releases: Releases = {}
-    for path, target in role.targets.items():
-        try:
-            said = parse_custom(target.custom)
-        except PeerError as fault:
-            raise ConfigError(f"release metadata of {path}: {fault}; restore a backup of the repository") from fault
-        releases.setdefault(said.version, {})[said.variant] = target
-    return releases
-
-
-def _active(releases: Releases) -> int | None:
-    return next((v for v, r in releases.items() if any(t.custom["active"] for t in r.values())), None)
-
-
-def _shown(releases: Releases) -> list[dict[Variant, TargetFile]]:
-    """The active release and the one that it was made from (else the one below it)."""
-    active = _active(releases)
-    if active is None:
-        return []
-    parent = parse_custom(releases[active][Variant.WEIGHTS].custom).parent
-    before = [v for v, r in releases.items() if v != active and r[Variant.WEIGHTS].hashes["sha256"] == parent]
-    before = before or [v for v in releases if v < active]
-    return [releases[active], *(releases[v] for v in sorted(before)[-1:])]
-
-
-def _digests(release: Mapping[Variant, TargetFile]) -> set[str]:
-    return {t.hashes["sha256"] for t in release.values()}
-
-
-def _same(found: Mapping[Variant, TargetFile], wanted: Mapping[Variant, TargetFile]) -> bool:
-    def plain(release: Mapping[Variant, TargetFile]) -> dict[Variant, tuple[str, bytes]]:
-        return {v: (t.hashes["sha256"], codec.canonical_json({**t.custom, "active": True})) for v, t in release.items()}
-
-    return plain(found) == plain(wanted)
-
-
-def _names(variants: Iterable[Variant]) -> str:
-    return ", ".join(sorted(v.value for v in variants)) or "none"
+def _next_version(role: Targets) -> int:
+    return max([*releases_of(role), *(each.version for each in revoked_of(role))], default=-1) + 1

@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -220,6 +220,7 @@ class RepositoryFiles:
         state: RepositoryState,
         now: float,
         roles: Mapping[str, Targets] | None = None,
+        settled: Mapping[str, bytes] | None = None,
         *,
         renew_snapshot: bool = False,
     ) -> dict[str, bytes]:
@@ -229,6 +230,7 @@ class RepositoryFiles:
             state: what is current.
             now: epoch seconds, for the expiry dates.
             roles: new contents by task; version and expiry are set here.
+            settled: of them, the files that are signed already, because others sign them, too.
             renew_snapshot: sign a new snapshot even if no role changed.
 
         Returns:
@@ -245,7 +247,7 @@ class RepositoryFiles:
             targets = copy.deepcopy(contents)
             targets.version = state.roles[task].version + 1
             targets.expires = expiry(now, RELEASE_LIFETIME)
-            data = self.sign(targets, task, state.targets)
+            data = (settled or {}).get(task) or self.sign(targets, task, state.targets)
             files[f"{targets.version}.{task}.json"] = data
             snapshot.meta[f"{task}.json"] = meta_file(targets.version, data)
         if roles or renew_snapshot:
@@ -288,22 +290,36 @@ class RepositoryFiles:
             ConfigError: fewer keys than the threshold.
             RefusedError: the file would be larger than devices accept.
         """
+        return self.sign_with(signed, role, delegator, (keys or self.keys,))
+
+    def sign_with(
+        self,
+        signed: Root | Targets | Snapshot | Timestamp,
+        role: str,
+        delegator: Root | Targets,
+        keys: Sequence[Path],
+    ) -> bytes:
+        """As `sign`, with keys from several directories."""
         wanted: Role = delegator.get_delegated_role(role)
-        found = load_keys(keys or self.keys, wanted.keyids)
-        if len(found) < wanted.threshold:
+        document: Metadata[Any] = Metadata(signed)
+        for directory in keys:
+            self.add_signatures(document, wanted, directory)
+        if len(document.signatures) < wanted.threshold:
             raise ConfigError(
-                f"{keys or self.keys}: found {len(found)} keys of role {role!r}, expected {wanted.threshold} of "
+                f"{keys[-1]}: found {len(document.signatures)} keys of role {role!r}, expected {wanted.threshold} of "
                 f"{', '.join(k[:12] for k in wanted.keyids)}…; restore them, or replace them with the offline keys"
             )
-        document: Metadata[Any] = Metadata(signed)
-        for signer in found:
-            document.sign(signer, append=True)
         delegator.verify_delegate(role, document.signed_bytes, document.signatures)
-        data: bytes = document.to_bytes()
-        limit = _BYTES_MAX[type(signed)]
-        if len(data) > limit:
-            raise RefusedError(f"{role} metadata: found {len(data)} bytes, expected at most {limit}", rule="limit")
-        return data
+        return checked_size(document, role)
+
+    def add_signatures(self, document: Metadata[Any], role: Role, keys: Path | None = None) -> None:
+        """Sign with every key of a role that is here.
+
+        Raises:
+            ConfigError: a key file that others may read, or that holds no key.
+        """
+        for signer in load_keys(keys or self.keys, role.keyids):
+            document.sign(signer, append=True)
 
     def add_seed(self, seed: bytes, anchor: BeaconAnchor) -> None:
         """Store the seed of a beacon chain durably beside the online keys, readable by its owner only.
@@ -353,6 +369,19 @@ class RepositoryFiles:
         for path in (*self.metadata.iterdir(), *self.artifacts.iterdir()):
             if path.name not in (metadata if path.parent == self.metadata else artifacts):
                 remove_durable(path)
+
+
+def checked_size(document: Metadata[Any], role: str) -> bytes:
+    """A signed file's bytes.
+
+    Raises:
+        RefusedError: they are more than devices accept.
+    """
+    data: bytes = document.to_bytes()
+    limit = _BYTES_MAX[type(document.signed)]
+    if len(data) > limit:
+        raise RefusedError(f"{role} metadata: found {len(data)} bytes, expected at most {limit}", rule="limit")
+    return data
 
 
 def load_keys(directory: Path, keyids: list[str]) -> list[CryptoSigner]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from vedette_aggregator.artifacts import assumed_ranges, check_artifact, widen
 from vedette_aggregator.graph_reader import Graph, read_graph
-from vedette_aggregator.registry import ListedTarget, Registry
+from vedette_aggregator.release_source import ListedTarget, ReleaseSource
 from vedette_core.learning.model_metadata import read_model_metadata
 from vedette_core.learning.network import INPUT, ActivationRanges, Network
 from vedette_core.learning.weights_file import WeightsFile, read_weights
@@ -47,7 +47,7 @@ class Finding:
     fault: str
 
 
-def check_release(registry: Registry, task: str, version: int) -> tuple[Finding, ...]:
+def check_release(registry: ReleaseSource, task: str, version: int) -> tuple[Finding, ...]:
     """Check every file of a kept release; signatures of the metadata were checked when the registry was opened.
 
     Raises:
@@ -91,7 +91,7 @@ def quantised_ranges(graph: Graph, network: Network) -> ActivationRanges | None:
     return ranges
 
 
-def _weights(registry: Registry, task: str, version: int, target: ListedTarget) -> tuple[WeightsFile | None, str]:
+def _weights(registry: ReleaseSource, task: str, version: int, target: ListedTarget) -> tuple[WeightsFile | None, str]:
     found: list[WeightsFile] = []
 
     def look() -> float:

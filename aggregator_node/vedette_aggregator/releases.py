@@ -125,7 +125,7 @@ class Releases:
         done = self._released(candidate)
         if done is not None:
             return done, self._registry.retained()
-        version = self._registry.versions(self._task.task)[-1] + 1
+        version = self._registry.next_version(self._task.task)
         artifacts = build_artifacts(
             self._model.network,
             candidate.weights,

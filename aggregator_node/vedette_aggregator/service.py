@@ -20,6 +20,7 @@ from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, Tele
 from vedette_aggregator.publication import Publication, retained_messages
 from vedette_aggregator.quarantine import Quarantine
 from vedette_aggregator.registry import Registry
+from vedette_aggregator.registry_watch import ForeignReleases, RegistryFollower, once_signed
 from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
 from vedette_aggregator.revocation_watch import RevocationWatch
 from vedette_aggregator.root_set import RootSet
@@ -124,6 +125,8 @@ class AggregatorService:
         self._quarantine_at = 0.0
         self._resume: dict[str, list[Effect]] = {}
         self._jobs = Jobs()
+        self._foreign = ForeignReleases(self._registry, self._metrics)
+        self._follower = RegistryFollower(self._registry, self._put_out, self._changed_beside)
         for task in settings.tasks:
             self._add_task(task)
         ring = key_ring(self._node.bundle, settings.site)
@@ -172,7 +175,7 @@ class AggregatorService:
         )
         persisted = self._store.all(f"round/{task.task}/") | self._store.all(f"privacy/{task.task}/")
         self._machines[task.task], self._resume[task.task] = RoundMachine.restore(
-            persisted, parts, releases.initial(plan, time.time())
+            persisted, parts, once_signed(lambda: releases.initial(plan, time.time()))
         )
 
     def _beacon(self, epoch: int) -> bytes:
@@ -293,6 +296,7 @@ class AggregatorService:
                 self._take_alert(body)
             case StateReceived(body):
                 self._fleet.take_state(body)
+                self._foreign.take(body)
             case TelemetryReceived(body):
                 self._fleet.take_report(body)
 
@@ -336,11 +340,15 @@ class AggregatorService:
             self._show(task, machine)
 
     async def _follow_active(self, task: str) -> None:
-        """After a rollback the registry's active release is another than the rounds went on with: begin from it."""
+        """After a rollback or a revocation another release is active than the rounds went on with: begin from it."""
         machine = self._machines[task]
         if machine.state is RoundState.RELEASING or self._registry.active(task) == machine.model.version:
             return
         await self._handle(task, ModelReplaced(self._releases[task].active_model()))
+
+    async def _changed_beside(self, task: str) -> None:
+        self._beacons.clear()  # people may have replaced the chain
+        await self._follow_active(task)
 
     async def _carry_out(self, task: str, effects: list[Effect]) -> None:
         await self._shell.carry_out(effects, partial(self._special, task))
@@ -405,6 +413,7 @@ class AggregatorService:
         await self._handle(task, released)
 
     def _put_out(self, publication: Publication) -> None:
+        self._follower.note(publication)
         for topic, payload in retained_messages(self._topics, publication):
             self._shell.publish(Publish(topic, payload, retain=True))
 
@@ -436,6 +445,7 @@ class AggregatorService:
             if overdue:
                 anyway = time.monotonic() + TICK_ANYWAY_S
             await self._follow_quarantine()
+            await self._follower.look()
             for task, machine in self._machines.items():
                 deadline = machine.next_deadline()
                 if overdue or (deadline is not None and deadline <= time.time()):

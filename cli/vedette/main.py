@@ -25,6 +25,8 @@ from vedette.commands import (
     model,
     policy,
     privacy,
+    trust,
+    validator,
 )
 from vedette.exit_codes import ExitCode, exit_code
 from vedette_schemas.errors import VedetteError
@@ -45,6 +47,8 @@ app.add_typer(device.app, name="device")
 app.add_typer(aggregator.app, name="aggregator")
 app.add_typer(committee.app, name="committee")
 app.add_typer(model.app, name="model")
+app.add_typer(trust.app, name="trust")
+app.add_typer(validator.app, name="validator")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(policy.app, name="policy")
 app.add_typer(ca.app, name="ca")

@@ -8,6 +8,7 @@ removed by the next. Bytes are checked against their digest whenever they are lo
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -167,6 +168,41 @@ class ModelSlots:
         self._commit(state.model_copy(update={"active": name if good else None}))
         self._sweep()
         return spare.model if spare is not None and good else None
+
+    def drop(self, digests: Collection[str], successor: str) -> InstalledModel | None:
+        """Empty every slot that holds one of these models, confirmed or not; returns what is to run, None for nothing.
+
+        Args:
+            digests: hex digests of the models.
+            successor: of the model that becomes active if the active one was dropped; it must have been confirmed.
+
+        Raises:
+            TransientError: the disk is full; the shell must not load a model that was dropped.
+        """
+        state = self._state
+        for name in ("a", "b"):
+            slot = self._slot(name)
+            if slot is not None and slot.model.sha256 in digests:
+                state = state.model_copy(update={name: None, **({"active": None} if name == state.active else {})})
+        if state.active is None and self._state.active is not None:
+            other = self._spare_name
+            slot = self._sound(other)
+            good = slot is not None and slot.status is SlotStatus.GOOD and slot.model.sha256 == successor
+            state = state.model_copy(update={"active": other if good and successor not in digests else None})
+        if state != self._state:
+            self._commit(state)
+        self._sweep()
+        active = self._sound(self._state.active)
+        return None if active is None else active.model
+
+    def held(self, sha256: str) -> bytes | None:
+        """The bytes of whichever slot holds this digest, checked; None if none does."""
+        for name in ("a", "b"):
+            slot = self._slot(name)
+            if slot is not None and slot.model.sha256 == sha256:
+                with suppress(RefusedError):
+                    return self._read(name, slot.model)
+        return None
 
     def load(self, model: InstalledModel) -> bytes:
         """A model's bytes, from whichever slot holds it, digest checked.

@@ -164,7 +164,7 @@ class Participation:
         if weights is None or plan is None:
             raise RefusedError(f"release {self.task} {release.version}: found no weights or no plan", rule="variant")
         if weights.sha256 not in self._weights:
-            self._weights[weights.sha256] = await asyncio.to_thread(self._trust.download, weights)
+            self._weights[weights.sha256] = await asyncio.to_thread(self._trust.download, weights, self._weights.get)
             while len(self._weights) > WEIGHTS_KEPT:
                 self._weights.popitem(last=False)
         packed = await asyncio.to_thread(self._trust.download, plan)

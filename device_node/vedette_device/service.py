@@ -28,6 +28,7 @@ from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage, Will
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, Outbox, OutboxMessage, StateStore
 from vedette_core.secagg.committee import CloseReceived, OpeningReceived
+from vedette_device.artifact_download import How
 from vedette_device.budget_book import BudgetBook
 from vedette_device.credentials import Credentials
 from vedette_device.enforcement import Enforcement
@@ -39,7 +40,17 @@ from vedette_device.release_follower import ReleaseFollower
 from vedette_device.retained import RetainedReader
 from vedette_device.settings import DeviceSettings
 from vedette_device.trust import TrustClient
-from vedette_device.update_events import Activate, Confirm, FallBack, ReleaseAnnounced, ReportState, SelfTest, Stage
+from vedette_device.update_events import (
+    Activate,
+    Confirm,
+    DropRevoked,
+    FallBack,
+    ReleaseAnnounced,
+    ReleasesRevoked,
+    ReportState,
+    SelfTest,
+    Stage,
+)
 from vedette_device.updates import Updates
 from vedette_schemas import codec
 from vedette_schemas.errors import ConfigError, PeerError, VedetteError
@@ -56,7 +67,7 @@ DRAIN_STOPPED_S: Final = 3.0
 """Seconds that an operator who stops a node waits for receipts: what has none is sent at the next start."""
 DRAIN_ENDED_S: Final = 60.0
 """The same at the end of a recording, where nobody waits, and there may be no next start."""
-_UPDATE_EFFECTS: Final = (Stage, SelfTest, Activate, Confirm, FallBack, ReportState)
+_UPDATE_EFFECTS: Final = (Stage, SelfTest, Activate, Confirm, FallBack, DropRevoked, ReportState)
 
 
 class DeviceService:
@@ -207,6 +218,7 @@ class DeviceService:
             self._reader,
             time.time,
         )
+        self._trust.downloads.on_download = self._count_download
         for task, pipeline in self._pipelines.items():
             saved = self._store.get(f"update/{task}")
             self._updates[task] = Updates(
@@ -310,7 +322,7 @@ class DeviceService:
         if isinstance(effect, Train):
             self._jobs.start(self._participations[effect.task].train(effect), f"train-{effect.task}")
         elif isinstance(effect, _UPDATE_EFFECTS):
-            task = effect.task if isinstance(effect, (FallBack, ReportState)) else effect.model.task
+            task = effect.task if isinstance(effect, (FallBack, DropRevoked, ReportState)) else effect.model.task
             await self._updates[task].special(effect)
         else:
             raise AssertionError(f"nobody carries out {effect!r}")
@@ -320,6 +332,8 @@ class DeviceService:
     async def _refresh(self) -> bool:
         try:
             releases = await asyncio.to_thread(self._trust.refresh)
+            for task, updates in self._updates.items():
+                updates.post(ReleasesRevoked(self._trust.revoked(task)))
             for release in releases:
                 await self._participations[release.task].take_release(release)
                 if release.version:
@@ -394,6 +408,10 @@ class DeviceService:
     def _count_bytes(self, publication: Publish) -> None:
         if "/up/fl/" in publication.topic:
             self._bytes_up += len(publication.payload)
+
+    def _count_download(self, task: str, how: How, fetched_bytes: int) -> None:
+        self._metrics.inc("artifacts", task, how)
+        self._metrics.inc("artifact_bytes", task, how, by=fetched_bytes)
 
     def _count_dropped(self, message: OutboxMessage) -> None:
         self._dropped += 1

@@ -11,7 +11,6 @@ Source: The Update Framework specification 1.0.34, §5 (client workflow), throug
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,16 +21,17 @@ from typing import Annotated, Final
 
 from pydantic import Field
 from tuf.api import exceptions
-from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # public names, imported there
+from tuf.api.metadata import TargetFile, Targets  # type: ignore[attr-defined]  # public names, imported there
 from tuf.ngclient import FetcherInterface, UpdaterConfig  # type: ignore[attr-defined]
 
 from vedette_core.runtime.durable import file_error, make_directory, synchronise_tree, write_durable
+from vedette_device.artifact_download import ArtifactDownload, Held, nothing_held
 from vedette_device.trust_updater import METADATA_BASE, Fetch, ReleaseUpdater, RetainedFetcher, StoredOnly
-from vedette_device.verified_release import VerifiedRelease, VerifiedTarget
+from vedette_device.verified_release import Revocation, VerifiedRelease, VerifiedTarget
 from vedette_schemas import codec
 from vedette_schemas.codec import Message
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
-from vedette_schemas.model import CHUNK_BYTES, MODEL_BYTES_MAX, ReleaseTarget, Variant, parse_custom, target_path
+from vedette_schemas.model import MODEL_BYTES_MAX, ReleaseTarget, Variant, parse_custom, target_path
 from vedette_schemas.topics import Topics
 from vedette_schemas.trust import (
     ROOT_BYTES_MAX,
@@ -41,6 +41,7 @@ from vedette_schemas.trust import (
     TASKS_MAX,
     TIMESTAMP_BYTES_MAX,
     BeaconAnchor,
+    parse_revoked,
 )
 
 FETCH_TIMEOUT_S: Final = 10.0
@@ -97,7 +98,9 @@ class TrustClient:
         self._freshness_file = directory / "freshness.json"
         self._topics, self._tasks, self._fetch, self._clock = topics, tuple(tasks), fetch, clock
         self._timeout_s = fetch_timeout_s
+        self.downloads: Final = ArtifactDownload(topics, fetch, fetch_timeout_s)
         self._lock = threading.Lock()
+        self._revoked: dict[str, Revocation] = {}
         self._releases: dict[str, VerifiedRelease] = {}
         self._faults: dict[str, VedetteError] = {}
         self._beacon_anchor: BeaconAnchor | None = None
@@ -179,32 +182,18 @@ class TrustClient:
             raise RefusedError(f"task {task}: found no active release, expected one after a refresh", rule="no-release")
         return self._releases[task]
 
-    def download(self, target: VerifiedTarget) -> bytes:
-        """Fetch a target's bytes and check length and digest before anybody sees them.
+    def download(self, target: VerifiedTarget, held: Held = nothing_held) -> bytes:
+        """Fetch a target's bytes and check length and digest before anybody sees them; see `ArtifactDownload`.
 
         Raises:
             PeerError: more or other bytes than the signed metadata say.
             TransientError: a part did not come.
         """
-        count = max(1, math.ceil(target.length / CHUNK_BYTES))
-        data = bytearray()
-        for i in range(count):
-            topic = self._topics.artifact(target.sha256, None if count == 1 else i)
-            piece, wanted = self._fetch(topic, self._timeout_s), min(CHUNK_BYTES, target.length - len(data))
-            if len(piece) != wanted:
-                raise PeerError(
-                    f"{target.path}: found {len(piece)} bytes in part {i + 1} of {count}, expected {wanted}",
-                    reason="limit" if len(piece) > wanted else "length",
-                )
-            data += piece
-        found = bytes(data)
-        try:
-            TargetFile(target.length, {"sha256": target.sha256}, target.path).verify_length_and_hashes(found)
-        except exceptions.LengthOrHashMismatchError as fault:
-            raise PeerError(
-                f"{target.path}: found other bytes ({fault}), expected sha256 {target.sha256}", reason="digest"
-            ) from fault
-        return found
+        return self.downloads(target, held)
+
+    def revoked(self, task: str) -> Revocation:
+        """What the newest verified metadata of a task revoke; nothing before the first refresh."""
+        return self._revoked.get(task, Revocation(task, (0, 0), frozenset()))
 
     def _refresh(self) -> list[VerifiedRelease]:
         updater = self._updater(RetainedFetcher(self._topics, self._fetch, self._timeout_s))
@@ -217,7 +206,9 @@ class TrustClient:
         for task in self._tasks:
             try:
                 with _attacks(f"release metadata of task {task}"):
-                    found = _active_release(updater, task)
+                    role = _task_role(updater, task)
+                    self._revoked[task] = _revocation(updater, task, role)
+                    found = _active_release(updater, task, role, self._revoked[task].sha256)
             except VedetteError as fault:
                 faults[task] = fault
             else:
@@ -286,12 +277,23 @@ class TrustClient:
         return _Freshness()  # stale until the first refresh
 
 
-def _active_release(updater: ReleaseUpdater, task: str) -> VerifiedRelease | None:
+def _task_role(updater: ReleaseUpdater, task: str) -> Targets:
     role = updater.delegated(task)
     if role is None:
         raise RefusedError(
             f"task {task}: found no role that the site's targets delegate to it, expected one", rule="unknown-role"
         )
+    return role
+
+
+def _revocation(updater: ReleaseUpdater, task: str, role: Targets) -> Revocation:
+    digests = frozenset(digest for each in parse_revoked(role.unrecognized_fields) for digest in each.sha256)
+    return Revocation(task, (updater.root_version(), role.version), digests)
+
+
+def _active_release(
+    updater: ReleaseUpdater, task: str, role: Targets, revoked: frozenset[str]
+) -> VerifiedRelease | None:
     active: dict[int, dict[Variant, VerifiedTarget]] = {}
     for path, info in role.targets.items():
         if updater.get_targetinfo(path) is not info:
@@ -310,6 +312,8 @@ def _active_release(updater: ReleaseUpdater, task: str) -> VerifiedRelease | Non
     plan = targets.get(Variant.PLAN)
     if plan is None or any(t.custom.plan != plan.sha256 for t in targets.values()):
         raise PeerError(f"release {task} {version}: found no plan target that all of it names", reason="plan")
+    if any(t.sha256 in revoked for t in targets.values()):
+        raise RefusedError(f"release {task} {version}: found it active and revoked, expected one of it", rule="revoked")
     return VerifiedRelease(task, version, (updater.root_version(), role.version), MappingProxyType(targets))
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vedette_core.machine import Effect, Event
-from vedette_device.verified_release import VerifiedRelease, VerifiedTarget
+from vedette_device.verified_release import Revocation, VerifiedRelease, VerifiedTarget
 from vedette_schemas.codec import Message
 from vedette_schemas.model import Digest, Task, Variant
 from vedette_schemas.telemetry import ActiveModel
@@ -77,6 +77,13 @@ class ReleaseAnnounced(Event):
     """Signed metadata name this as the task's active release."""
 
     release: VerifiedRelease
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasesRevoked(Event):
+    """What the newest signed metadata revoke of this task; replaces what earlier ones did."""
+
+    revocation: Revocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +193,21 @@ class FallBack(Effect):
     """
 
     task: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropRevoked(Effect):
+    """Empty every slot that holds a revoked model; if it ran, run its successor, or nothing.
+
+    Attributes:
+        task: the task.
+        sha256: hex digests of the models.
+        successor: hex digest of the model that runs afterwards; empty for none.
+    """
+
+    task: str
+    sha256: frozenset[str]
+    successor: str
 
 
 @dataclass(frozen=True, slots=True)

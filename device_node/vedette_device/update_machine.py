@@ -6,6 +6,8 @@ step leaves one of the states that `BootedWith` knows.
 
 * Attempts are counted **before** a model is loaded: a model that kills the process cannot be tried for ever.
 * A broker that is away or a full disk is nobody's fault: it delays (with back-off) and is not counted.
+* A revoked release is dropped in every phase, also when it is active and confirmed, and never runs again while the
+  newest metadata revoke it.
 * Never an older version unless newer metadata name it; falling back to the last good one is no update.
 """
 
@@ -23,10 +25,12 @@ from vedette_device.update_events import (
     ArtifactStaged,
     BootedWith,
     Confirm,
+    DropRevoked,
     FallBack,
     FetchFailed,
     InstalledModel,
     ReleaseAnnounced,
+    ReleasesRevoked,
     ReportState,
     SelfTest,
     SelfTestFailed,
@@ -108,6 +112,11 @@ class UpdateMachine:
         """The model that runs."""
         return self._active
 
+    @property
+    def revoked(self) -> frozenset[str]:
+        """Digests of files that are not run here."""
+        return frozenset(self._saved.revoked)
+
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; return the effects in the order in which they must happen.
 
@@ -137,6 +146,10 @@ class UpdateMachine:
         self._active = slots.active
         self._fallback = slots.spare if slots.spare_good else None
         self._enter(Phase.IDLE)
+        dropped = self._drop_revoked(now)
+        if slots.active is not None and self._is_revoked(slots.active):
+            return [*effects, *dropped]  # the process ended between remembering it and emptying the slot
+        effects += dropped
         if slots.active is None and self._fallback is not None:
             return [*effects, *self._fall_back("its bytes are damaged", "damaged")]
         if slots.active is None or not slots.trial:
@@ -212,6 +225,41 @@ class UpdateMachine:
     def _refusal(self, release: VerifiedRelease, fault: RefusedError) -> list[Effect]:
         return [self._count("refused"), self._note("warning", f"refused release {release.version}: {fault}")]
 
+    # -- revocation ---------------------------------------------------------------------------------------------------
+
+    def _revoked(self, event: ReleasesRevoked, now: float) -> list[Effect]:
+        """Take the newest list, whole: what a thief revoked with a stolen key comes back with newer metadata."""
+        found = event.revocation
+        if found.task != self.task or found.metadata_version < self._saved.revoked_at:
+            return [self._count("stale")]
+        digests = tuple(sorted(found.sha256))
+        saved = self._save(revoked=digests, revoked_at=found.metadata_version) if digests != self._saved.revoked else []
+        return [*saved, *self._drop_revoked(now)]
+
+    def _drop_revoked(self, now: float) -> list[Effect]:
+        candidate = None if self._candidate is None else self._candidate[0]
+        gone = [m for m in (self._active, self._fallback, candidate) if m is not None and self._is_revoked(m)]
+        if not gone:
+            return []
+        ran = self._active is not None and self._is_revoked(self._active)
+        if self._fallback is not None and self._is_revoked(self._fallback):
+            self._fallback = None
+        if ran:
+            self._active, self._fallback = self._fallback, None
+        # While the slots are switched the candidate is in the active one already; elsewhere it needs a new start.
+        if candidate is not None and (self._is_revoked(candidate) or (ran and self._phase is not Phase.ACTIVATING)):
+            self._candidate = None
+            self._enter(Phase.IDLE)
+        successor = "" if self._active is None else self._active.sha256
+        names = ", ".join(sorted({str(m.version) for m in gone}))
+        text = f"dropped what signed metadata revoke: release {names}; {'it ran here' if ran else 'it did not run'}"
+        effects = [DropRevoked(self.task, frozenset(self._saved.revoked), successor), self._count("revoked")]
+        effects += [self._note("error" if ran else "info", text), self._report()]
+        return effects if self._candidate is not None else [*effects, *self._take_pending(now)]
+
+    def _is_revoked(self, model: InstalledModel) -> bool:
+        return model.sha256 in self._saved.revoked
+
     def _choose(self, release: VerifiedRelease) -> tuple[InstalledModel, VerifiedTarget]:
         """The model of a release that this device may go to.
 
@@ -242,6 +290,8 @@ class UpdateMachine:
                 "software or its task's settings",
                 rule="feature-schema",
             )
+        if target.sha256 in self._saved.revoked:
+            raise RefusedError(f"found {target.path}, which is revoked, expected another release", rule="revoked")
         active = self._active
         if active is None or target.sha256 == active.sha256 or release.metadata_version > active.metadata_version:
             return
@@ -260,12 +310,12 @@ class UpdateMachine:
         assert target is not None
         if self._attempts(model) >= ATTEMPTS_MAX:
             return self._give_up(f"the process ended or failed {ATTEMPTS_MAX} times while it was tried", now)
-        self._fallback = None  # staging takes the spare slot; the active model becomes the one to fall back to
         self._enter(Phase.STAGING, now + ANSWER_S_MAX)
         return [Stage(model, target)]
 
     def _staged(self, event: ArtifactStaged, now: float) -> list[Effect]:
         model = self._model()
+        self._fallback = None  # its slot was taken; the active model becomes the one to fall back to
         self._enter(Phase.TESTING, now + ANSWER_S_MAX)
         return [*self._save(tried=model.sha256, attempts=self._attempts(model) + 1), SelfTest(model)]
 
@@ -403,8 +453,16 @@ class UpdateMachine:
 
 
 Rule = Callable[[UpdateMachine, Any, float], list[Effect]]
-_FREE: Final[Mapping[type[Event], Rule]] = {ReleaseAnnounced: UpdateMachine._announced, Tick: UpdateMachine._tick}
-_BUSY: Final[Mapping[type[Event], Rule]] = {ReleaseAnnounced: UpdateMachine._announced_later, Tick: UpdateMachine._tick}
+_FREE: Final[Mapping[type[Event], Rule]] = {
+    ReleaseAnnounced: UpdateMachine._announced,
+    ReleasesRevoked: UpdateMachine._revoked,
+    Tick: UpdateMachine._tick,
+}
+_BUSY: Final[Mapping[type[Event], Rule]] = {
+    ReleaseAnnounced: UpdateMachine._announced_later,
+    ReleasesRevoked: UpdateMachine._revoked,
+    Tick: UpdateMachine._tick,
+}
 TABLE: Final[Mapping[Phase, Mapping[type[Event], Rule]]] = {
     Phase.BOOTING: {BootedWith: UpdateMachine._boot},
     Phase.IDLE: _FREE,

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from vedette_schemas.codec import Message
 from vedette_schemas.model import Digest
+from vedette_schemas.trust import REVOKED_FILES_MAX, REVOKED_MAX
 
 ATTEMPTS_MAX: Final = 3
 """Times a release is tried. One crash may be a power cut; three in its hands are its fault."""
@@ -21,6 +22,10 @@ TRIAL_S_MAX: Final = 6 * 3600.0
 """Longest trial. A model that has not scored enough windows by then has shown nothing; the last good one returns."""
 FAILED_MAX: Final = 8
 """Failed releases that are remembered; the registry offers no more than its last three."""
+
+
+REVOKED_DIGESTS_MAX: Final = REVOKED_MAX * REVOKED_FILES_MAX
+"""Revoked files that are remembered: as many as a signed list can have, so that none is left out."""
 
 
 class Phase(StrEnum):
@@ -50,9 +55,13 @@ class UpdateState(Message):
         tried: digest of the release that is being tried; empty for none.
         attempts: how often it was.
         failed: releases that are not tried again.
+        revoked: digests of files that are not run, as the newest metadata name them.
+        revoked_at: version of the metadata that changed the list last.
     """
 
     seen: tuple[int, int] = (0, 0)
     tried: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     attempts: Annotated[int, Field(ge=0)] = 0
     failed: Annotated[tuple[FailedRelease, ...], Field(max_length=FAILED_MAX)] = ()
+    revoked: Annotated[tuple[Digest, ...], Field(max_length=REVOKED_DIGESTS_MAX)] = ()
+    revoked_at: tuple[int, int] = (0, 0)

@@ -24,6 +24,7 @@ from vedette_device.update_events import (
     ArtifactStaged,
     BootedWith,
     Confirm,
+    DropRevoked,
     FallBack,
     FetchFailed,
     InstalledModel,
@@ -83,6 +84,7 @@ class Updates:
             self.task, device, backends(), pipeline.schema.digest, saved, model_bytes_max=model_bytes_max
         )
         self._tested: LoadedModel | None = None
+        self._running: InstalledModel | None = None
         self._trial: tuple[InstalledModel, int] | None = None
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         pipeline.on_scored = self._scored
@@ -132,6 +134,8 @@ class Updates:
                     log.warning("%s: %s", self.task, error)
             case FallBack():
                 self._fall_back()
+            case DropRevoked():
+                self._drop(effect.sha256, effect.successor)
             case ReportState():
                 self._report()
             case _:
@@ -143,7 +147,9 @@ class Updates:
             if self._slots.holds(model):
                 self._slots.stage_again(model)
             else:
-                data = await asyncio.to_thread(self._trust.download, effect.target)
+                data = self._slots.held(model.sha256)
+                if data is None:
+                    data = await asyncio.to_thread(self._trust.download, effect.target, self._slots.held)
                 self._slots.stage(model, data)
         except (TransientError, ConfigError) as error:
             # A disk that went read-only must not end the node: it detects with what it has.
@@ -176,6 +182,7 @@ class Updates:
         if loaded is None or loaded.sha256 != model.sha256:
             loaded = open_model(self._slots.load(model), sha256=model.sha256)
         self._pipeline.install(loaded, model.version)
+        self._running = model
         log.info("%s: release %d is active (%s, %s)", self.task, model.version, loaded.variant, loaded.backend.name)
 
     def _fall_back(self) -> None:
@@ -185,7 +192,29 @@ class Updates:
             if good is not None:
                 self._install(good)
             else:
+                self._running = None
                 self._pipeline.uninstall()
+        except VedetteError as error:
+            log.error("%s: %s", self.task, error)
+
+    def _drop(self, digests: frozenset[str], successor: str) -> None:
+        """Stop running what is revoked before its slot is emptied: a full disk must not keep it running."""
+        running = self._running
+        if running is not None and running.sha256 in digests:
+            self._trial = None
+            self._running = None
+            self._pipeline.uninstall()
+        if self._tested is not None and self._tested.sha256 in digests:
+            self._tested = None
+        try:
+            good = self._slots.drop(digests, successor)
+        except VedetteError as error:  # it is done at the next start; the last good one runs all the same
+            log.error("%s: %s", self.task, error)
+            view = self._slots.view()
+            good = next((m for m in (view.spare, view.active) if m is not None and m.sha256 == successor), None)
+        try:
+            if good is not None and self._running is None:
+                self._install(good)
         except VedetteError as error:
             log.error("%s: %s", self.task, error)
 

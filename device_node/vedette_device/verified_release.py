@@ -59,6 +59,21 @@ class VerifiedRelease:
 
 
 @dataclass(frozen=True, slots=True)
+class Revocation:
+    """What signed metadata revoke of a task.
+
+    Attributes:
+        task: the task.
+        metadata_version: of the metadata that say so.
+        sha256: hex digests of files that no device may run.
+    """
+
+    task: str
+    metadata_version: MetadataVersion
+    sha256: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """The variant that a device takes, and the back end that runs it."""
 

@@ -36,6 +36,20 @@ class Variant(StrEnum):
     PLAN = "plan"
 
 
+class ReleaseDiff(Message):
+    """How a target is made from a file that a device may hold already; see `vedette_core.learning.artifact_diff`.
+
+    Attributes:
+        parent: sha256 of that file.
+        sha256: of the diff; its bytes are an artifact like any other.
+        length: bytes of the diff.
+    """
+
+    parent: Digest
+    sha256: Digest
+    length: Annotated[int, Field(ge=1, le=MODEL_BYTES_MAX)]
+
+
 class ReleaseTarget(Message):
     """Custom part of one target of a release.
 
@@ -53,6 +67,7 @@ class ReleaseTarget(Message):
         plan: sha256 of the round's plan.
         metrics: figures as decimal strings, for example ``loss_after``.
         active: whether this is the release that devices should run.
+        diff: a shorter way to the same bytes; absent where there is none.
     """
 
     task: Task
@@ -68,6 +83,7 @@ class ReleaseTarget(Message):
     plan: Digest
     metrics: Annotated[dict[Figure, Decimal], Field(max_length=32)]
     active: bool
+    diff: ReleaseDiff | None = None
 
 
 def target_path(task: str, version: int, variant: Variant) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from vedette_schemas import codec
 from vedette_schemas.codec import Message
+from vedette_schemas.errors import PeerError
 from vedette_schemas.model import Digest
 
 ROOT_BYTES_MAX: Final = 64 * 1024
@@ -35,6 +36,12 @@ BEACON_EPOCHS_MAX: Final = 65_536
 
 BEACON_FIELD: Final = "x-vedette-beacon"
 """Where the root metadata carry the `BeaconAnchor`."""
+REVOKED_FIELD: Final = "x-vedette-revoked"
+"""Where a task's role carries its list of `RevokedRelease`; devices from before do not look at it."""
+REVOKED_MAX: Final = 64
+"""Most revoked releases that a task remembers, oldest forgotten first; five digests each are some 25 KiB."""
+REVOKED_FILES_MAX: Final = 8
+"""Most files of one revoked release: every variant, and some to spare."""
 TIMESTAMP_FILE: Final = "timestamp.json"
 INDEX_FILE: Final = "index.json"
 ROLE_NAMES: Final = frozenset({"root", "targets", "snapshot", "timestamp", "index"})
@@ -53,6 +60,21 @@ class TrustIndex(Message):
     """
 
     files: Annotated[tuple[Annotated[str, Field(max_length=255)], ...], Field(max_length=512)]
+
+
+class RevokedRelease(Message):
+    """A release that no device may run again; in the signed role of its task, until `REVOKED_MAX` others followed.
+
+    Attributes:
+        version: its release version.
+        sha256: of each of its files but the plan, which other releases share. The digests are what counts: a release
+            that a thief signed may have the number of a sound one.
+        reason: why, for people.
+    """
+
+    version: Annotated[int, Field(ge=0)]
+    sha256: Annotated[tuple[Digest, ...], Field(min_length=1, max_length=REVOKED_FILES_MAX)]
+    reason: Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class BeaconAnchor(Message):
@@ -80,3 +102,15 @@ def parse_anchor(fields: Mapping[str, Any]) -> BeaconAnchor | None:
     if BEACON_FIELD not in fields:
         return None
     return codec.unpack_json(BeaconAnchor, codec.canonical_json(fields[BEACON_FIELD]))
+
+
+def parse_revoked(fields: Mapping[str, Any]) -> tuple[RevokedRelease, ...]:
+    """Read the revoked releases from the additional fields of a verified role; none if it has no such field.
+
+    Raises:
+        PeerError: unknown or missing field, wrong type or range, too many.
+    """
+    found = fields.get(REVOKED_FIELD, [])
+    if not isinstance(found, list) or len(found) > REVOKED_MAX:
+        raise PeerError(f"{REVOKED_FIELD}: found no list, or too long a one; expected at most {REVOKED_MAX} releases")
+    return tuple(codec.unpack_json(RevokedRelease, codec.canonical_json(each)) for each in found)

@@ -346,3 +346,28 @@ def test_a_release_that_is_not_kept_is_named_with_those_that_are(site: Site, ved
     ran = vedette("model", "show", "-c", site.config, "-t", "network", "--version", "9")
     assert ran.code == ExitCode.CONFIGURATION
     assert "expected one of those kept: 0, 1" in ran.err
+
+
+def test_a_release_is_revoked_on_the_command_line(site: Site, vedette: Vedette) -> None:
+    revoke = ("model", "revoke", "network", "1", "-c", site.config, "--reason", "floods alerts")
+    ran = vedette(*revoke, "--dry-run")
+    assert (ran.code, "active would be 0; nothing was changed" in ran.out) == (ExitCode.OK, True)
+    assert site.registry.active("network") == 1
+    ran = vedette(*revoke)
+    assert (ran.code, "active is 0" in ran.out) == (ExitCode.OK, True)
+    assert [(r.version, r.reason) for r in site.registry.revoked("network")] == [(1, "floods alerts")]
+    assert vedette(*revoke).code == ExitCode.OK, "done already"
+    ran = vedette("model", "revoke", "network", "0", "-c", site.config, "--reason", "x")
+    assert (ran.code, "no other release to go to" in ran.err) == (ExitCode.CONFIGURATION, True)
+    ran = vedette("model", "revoke", "network", "7", "-c", site.config, "--reason", "x", "--sha256", "ab" * 32)
+    assert (ran.code, len(site.registry.revoked("network"))) == (ExitCode.OK, 2)
+
+
+def test_one_person_renews_root_and_targets(site: Site, vedette: Vedette, tmp_path: Path) -> None:
+    keys = site.trust / "root-keys"
+    ran = vedette("trust", "renew", "-c", site.config, "--offline-keys", keys, "--rotate", "release")
+    assert (ran.code, "root 2 holds for" in ran.out) == (ExitCode.OK, True)
+    ran = vedette("trust", "renew", "-c", site.config, "--offline-keys", tmp_path / "nowhere")
+    assert (ran.code, "found 0 keys of role 'root'" in ran.err) == (ExitCode.CONFIGURATION, True)
+    assert vedette("trust", "renew", "-c", site.config, "--offline-keys", keys, "--rotate", "root").code != 0
+    assert site.registry.roles()[0].version == 2

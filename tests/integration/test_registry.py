@@ -73,15 +73,25 @@ def test_a_description_of_something_else_is_refused(site: Site) -> None:
         site.registry.publish("host", 0, files, describe("host", 0, files), START)
 
 
+def diff_digests(version: int, site: Site) -> list[str]:
+    """Digests of a release's diffs."""
+    listed = site.registry.listed("network", version).values()
+    return [each.custom.diff.sha256 for each in listed if each.custom.diff is not None]
+
+
 def test_disk_and_broker_stay_bounded(site: Site) -> None:
     for version in range(8):
         site.publish("network", version)
     assert site.registry.versions("network") == tuple(range(8 - RELEASES_KEPT, 8))
     on_disk = {p.name for p in (site.repository / "artifacts").iterdir()}
-    assert len(on_disk) == 1 + 2 * RELEASES_KEPT  # one plan; weights and int8 a release
+    diffs = {v: set(diff_digests(v, site)) for v in site.registry.versions("network")}
+    assert all(diffs.values()), "no diffs were made: the test shows less than it says"
+    assert len(on_disk) == 1 + 2 * RELEASES_KEPT + len(set().union(*diffs.values()))  # one plan; weights, int8, diffs
     assert len(list((site.repository / "metadata").iterdir())) < 12
     retained = site.registry.retained()
-    assert len(retained.artifacts) == 1 + 2 * 2  # the active release and the one before
+    shown = diffs[6] | diffs[7]
+    assert len(retained.artifacts) == 1 + 2 * 2 + len(shown)  # the active release and the one before, with their diffs
+    assert shown < set(retained.artifacts)
     # What devices were offered release by release is what a freshly connected aggregator retains: no leak.
     fresh = {t: p for t, p in retained_messages(site.topics, retained) if p}
     assert site.retained == fresh
@@ -172,9 +182,9 @@ def test_a_crash_at_any_step_leaves_the_old_state_or_the_new(tmp_path: Path, wha
         assert registry.active("network") == new
         # Repeating it gives the same releases; a caller that publishes what it returns misses nothing.
         if what.startswith("publish"):
-            assert set(again.artifacts) == {
-                hashlib.sha256(d).hexdigest() for d in release_files("network", next_version).values()
-            }
+            files = {hashlib.sha256(d).hexdigest() for d in release_files("network", next_version).values()}
+            listed = registry.listed("network", next_version).values()
+            assert set(again.artifacts) == files | {x.custom.diff.sha256 for x in listed if x.custom.diff is not None}
             assert f"{registry.versions('network')[-1] + 2}.network.json" in again.metadata
         broker = dict(site.retained)
         for publication in (again, registry.retained()):

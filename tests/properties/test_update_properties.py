@@ -25,10 +25,12 @@ from vedette_device.update_events import (
     ArtifactStaged,
     BootedWith,
     Confirm,
+    DropRevoked,
     FallBack,
     FetchFailed,
     InstalledModel,
     ReleaseAnnounced,
+    ReleasesRevoked,
     ReportState,
     SelfTest,
     SelfTestFailed,
@@ -39,8 +41,8 @@ from vedette_device.update_events import (
 )
 from vedette_device.update_machine import UpdateMachine
 from vedette_device.update_state import ATTEMPTS_MAX, Phase
-from vedette_device.verified_release import VerifiedRelease, VerifiedTarget
-from vedette_schemas.errors import PeerError
+from vedette_device.verified_release import Revocation, VerifiedRelease, VerifiedTarget
+from vedette_schemas.errors import PeerError, RefusedError
 from vedette_schemas.model import ReleaseTarget, Variant
 
 SCHEMA = "5c" * 32
@@ -136,7 +138,12 @@ class Device(RuleBasedStateMachine):
                     self.feed(FetchFailed(model.sha256, str(fault), transient=luck == "later"))
             case SelfTest(model):
                 self.load(model)
-                assert self.slots.load(model) == content(model.version)
+                try:
+                    data = self.slots.load(model)
+                except RefusedError as fault:  # an earlier announcement was staged over it meanwhile
+                    self.feed(SelfTestFailed(model.sha256, str(fault)))
+                    return
+                assert data == content(model.version)
                 if luck == "well":
                     self.tested.add(model.sha256)
                     self.feed(SelfTestPassed(model.sha256))
@@ -159,6 +166,9 @@ class Device(RuleBasedStateMachine):
             case FallBack(_):
                 self.back_allowed = True
                 self.slots.fall_back()
+            case DropRevoked(_, digests, successor):
+                self.back_allowed = True
+                self.slots.drop(digests, successor)
             case ReportState(_, active, _):
                 assert active == self.machine.active or self.queue
             case _:
@@ -190,6 +200,18 @@ class Device(RuleBasedStateMachine):
         self.metadata += 1
         last = self.announced[-1]
         self.announce(VerifiedRelease(last.task, last.version, (1, self.metadata), last.targets))
+
+    @rule(back=st.sets(st.integers(0, 3), max_size=3))
+    def revoke(self, back: set[int]) -> None:
+        """Newer metadata revoke releases (and only those), and name one that is not among them."""
+        self.metadata += 1
+        versions = {self.newest - n for n in back if self.newest >= n}
+        gone = frozenset(digest(v) for v in versions)
+        self.feed(ReleasesRevoked(Revocation("network", (1, self.metadata), gone)))
+        if versions & {self.newest, self.announced[-1].version}:
+            self.announce_newer()
+        else:
+            self.sign_the_same_again()
 
     def announce(self, found: VerifiedRelease) -> None:
         if not self.announced or found.version != self.announced[-1].version:
@@ -282,6 +304,13 @@ class Device(RuleBasedStateMachine):
     def machine_and_slots_agree_when_nothing_is_pending(self) -> None:
         if not self.queue and self.machine.phase is not Phase.BOOTING:
             assert self.machine.active == self.slots.view().active
+
+    @invariant()
+    def nothing_revoked_is_in_use_when_nothing_is_pending(self) -> None:
+        if not self.queue and self.machine.phase is not Phase.BOOTING:
+            view = self.slots.view()
+            in_use = [m.sha256 for m in (view.active, view.spare if view.spare_good else None) if m is not None]
+            assert not self.machine.revoked.intersection(in_use)
 
     @invariant()
     def the_spare_that_counts_as_good_was_confirmed(self) -> None:

@@ -95,7 +95,7 @@ class Trust:
         self.files: dict[str, bytes] = {}
         self.downloads: list[str] = []
 
-    def download(self, target: VerifiedTarget) -> bytes:
+    def download(self, target: VerifiedTarget, held: object = None) -> bytes:
         self.downloads.append(target.path)
         return self.files[target.sha256]
 

@@ -314,7 +314,7 @@ def test_a_scenario_that_is_not_known_is_a_usage_error() -> None:
     assert vedette("demo", "--scenario", "earthquake").returncode == ExitCode.USAGE
 
 
-@pytest.mark.parametrize("scenario", ["dropout", "poisoned-device"])
+@pytest.mark.parametrize("scenario", ["dropout", "poisoned-device", "stolen-release-key"])
 def test_a_scenario_with_a_folder_that_holds_no_recordings(tmp_path: Path, scenario: str) -> None:
     done = vedette("demo", "--scenario", scenario, "--json", "--data", str(tmp_path), "--insecure-plain-updates")
     assert done.returncode == ExitCode.CONFIGURATION

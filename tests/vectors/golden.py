@@ -184,6 +184,15 @@ def no_certificates() -> enrolment.CertificateReply:
     )
 
 
+def release_with_diff() -> model.ReleaseTarget:
+    diff = model.ReleaseDiff(parent=MODEL, sha256="d1" * 32, length=4175)
+    return release().model_copy(update={"diff": diff})
+
+
+def revoked() -> trust.RevokedRelease:
+    return trust.RevokedRelease(version=7, sha256=("5e" * 32, "7f" * 32), reason="signed with a stolen release key")
+
+
 @dataclass(frozen=True, slots=True)
 class Good:
     """A message that must be decoded and encoded again to the same bytes.
@@ -230,6 +239,8 @@ def good() -> list[Good]:
         Good("beacon anchor", CHAIN.anchor, "json"),
         Good("plan", plan(), "msgpack"),
         Good("release", release(), "json"),
+        Good("release with a diff", release_with_diff(), "json"),
+        Good("revoked release", revoked(), "json"),
         Good("round open", group.round_open(), "sealed", SITE.round("network"), rounds.OPEN_TYPE, AGGREGATOR),
         Good(
             "round open at check-in",

@@ -19,6 +19,7 @@ from golden import (
     plan,
     receipt,
     release,
+    release_with_diff,
     report,
     roster,
     upload,
@@ -26,7 +27,7 @@ from golden import (
 from golden_round import close, opening, shares, vote
 from golden_site import AGGREGATOR, TOKEN
 
-from vedette_schemas import alert, codec, enrolment, envelope, model, secagg, telemetry
+from vedette_schemas import alert, codec, enrolment, envelope, model, secagg, telemetry, trust
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.topics import WIRE_VERSION
@@ -162,6 +163,10 @@ def bad() -> list[Bad]:
         Bad("alert that is a list", alert.Alert, "json", b"[]", "schema", "Alert"),
         Bad("release with a float", model.ReleaseTarget, "json",
             codec.pack_json(release()).replace(b'"0.5"', b"0.5"), "schema", "loss_after"),
+        Bad("diff of no bytes", model.ReleaseTarget, "json",
+            codec.pack_json(release_with_diff()).replace(b'"length":4175', b'"length":0'), "schema", "length"),
+        Bad("revoked release without a digest", trust.RevokedRelease, "json",
+            b'{"reason":"stolen","sha256":[],"version":7}', "schema", "sha256"),
         # Envelope.
         Bad("upload of wire version 2", rounds.Upload, "sealed", rewrapped(lambda f: f.update(v=2)), "version",
             "found wire version 2, expected 1; update the older side", kind, DEVICE),

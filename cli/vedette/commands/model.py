@@ -14,7 +14,7 @@ from vedette.exit_codes import ExitCode
 if TYPE_CHECKING:
     from vedette_aggregator.registry import Registry
 
-app = typer.Typer(help="Releases of a site: list, show, verify, export.", no_args_is_help=True)
+app = typer.Typer(help="Releases of a site: list, show, verify, revoke, export.", no_args_is_help=True)
 Config = Annotated[Path, typer.Option("--config", "-c", help="The aggregator's TOML file; it may be running.")]
 Task = Annotated[str | None, typer.Option("--task", "-t", help="One task; all of them without it.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
@@ -96,6 +96,33 @@ def show(
         typer.echo(f"  {name:8} {about['bytes']:>8} bytes  {about['sha256']}{arena_text}")
     for name, value in row["metrics"].items():
         typer.echo(f"  {name}: {value}")
+
+
+@app.command()
+def revoke(
+    task: Annotated[str, typer.Argument(help="The task.")],
+    version: Annotated[int, typer.Argument(min=0, help="The release.")],
+    config: Config,
+    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; goes to every device.")],
+    sha256: Annotated[
+        list[str] | None,
+        typer.Option("--sha256", help="Digest that devices reported, for a release that is not ours; repeat."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and change nothing.")] = False,
+) -> None:
+    """Revoke a release for good: devices drop it at once, and the newest that is left becomes active."""
+    import time
+
+    registry = _registry(config)
+    if dry_run:
+        left = [each for each in registry.versions(task) if each != version]
+        active = registry.active(task)
+        after = active if active != version else max(left, default=None)
+        typer.echo(f"{task} {version} would be revoked; active would be {after}; nothing was changed")
+        return
+    registry.revoke(task, version, reason, time.time(), sha256 or ())
+    typer.echo(f"{task} {version} is revoked; active is {registry.active(task)}")
+    typer.echo("a running aggregator publishes it within seconds; devices drop it when they hear of it")
 
 
 @app.command()

@@ -1,0 +1,251 @@
+"""An independent validator: looks at each proposed release, and signs it if it is what it should be.
+
+It runs as a process of its own, best on a machine of its own, over the repository's folder or a synchronised copy of
+it. It believes nobody but the root that it was given: it follows newer roots by their signatures, checks that a
+proposal changes what it may and nothing else, and runs the new release through `Validate`.
+
+Where the task's role needs two signatures, a stolen release key alone makes no release; nor does the validator alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]  # public names
+
+from vedette_aggregator.countersigning import Countersigning, Verdict
+from vedette_aggregator.registry_files import RELEASE_LIFETIME, RepositoryFiles, RepositoryState
+from vedette_aggregator.release_check import check_release
+from vedette_aggregator.release_listing import active_version, releases_of, revoked_of
+from vedette_aggregator.release_source import ListedTarget, ReleaseSource
+from vedette_core.runtime.durable import file_error, make_directory, write_durable
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError, VedetteError
+from vedette_schemas.model import ReleaseTarget, Variant, parse_custom, target_path
+from vedette_schemas.trust import REVOKED_MAX, ROOT_BYTES_MAX, ROOT_ROTATIONS_MAX, TARGETS_BYTES_MAX
+
+log = logging.getLogger("vedette.validator")
+
+CLOCKS_S: Final = 24 * 3600.0
+"""How far the aggregator's clock may be ahead: the date of expiry is its own."""
+REASON_CHARACTERS_MAX: Final = 500
+
+
+class Validate(Protocol):
+    """Checks of a proposed release; the seam where more than today's checks go."""
+
+    def __call__(self, source: ReleaseSource, task: str, version: int) -> Sequence[str]:
+        """What is wrong with a release; empty if nothing is.
+
+        Args:
+            source: the proposed state: the new release, and the ones that stay (its parent among them).
+            task: the task.
+            version: the new release.
+        """
+
+
+def files_hold(source: ReleaseSource, task: str, version: int) -> list[str]:
+    """Today's checks: digests, formats, and every artifact computes what the weights say (`release_check`)."""
+    return [f"{f.variant.value}: {f.fault}" for f in check_release(source, task, version) if f.fault]
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What became of one proposal: its task and version of the role, and why it was refused, if it was."""
+
+    task: str
+    role_version: int
+    refused: str
+
+
+class Validator:
+    """One validator.
+
+    Args:
+        directory: the repository, or a synchronised copy of it.
+        root: the root file that it was given.
+        state_dir: where it remembers the newest root that it has followed.
+        signer: its key.
+        validate: the checks of a new release.
+
+    Raises:
+        ConfigError: a root that cannot be read, or a folder that cannot be used.
+    """
+
+    def __init__(
+        self, directory: Path, root: Path, state_dir: Path, signer: CryptoSigner, validate: Validate = files_hold
+    ) -> None:
+        self._files, self._signer, self._validate = RepositoryFiles(directory), signer, validate
+        self._countersigning = Countersigning(self._files)
+        make_directory(state_dir)
+        self._known_path = state_dir / "root.json"
+        self._known = self._first(root)
+
+    def look(self, now: float) -> list[Looked]:
+        """Look at every proposal that has no verdict yet, and give one.
+
+        Raises:
+            RefusedError: the repository shows roots that do not follow from the one that is known.
+            ConfigError: the repository is damaged.
+            TransientError: the disk is full.
+        """
+        waiting = self._countersigning.waiting()
+        if not waiting:
+            return []
+        state = self._files.load()  # without the lock: of a repository that is being changed it is tried again
+        self._follow(state)
+        found = []
+        for path, version, task in waiting:
+            if task not in state.roles or version != state.roles[task].version + 1:
+                continue
+            with path.open("rb") as file:
+                data = file.read(TARGETS_BYTES_MAX + 1)
+            digest = hashlib.sha256(data).hexdigest()
+            verdicts = [self._countersigning.verdict(path, kind) for kind in ("signature", "refused")]
+            if any(v is not None and v.sha256 == digest for v in verdicts):
+                continue
+            refused = ""
+            try:
+                document = self._checked(state, task, version, data, now)
+            except VedetteError as fault:
+                refused = str(fault)[:REASON_CHARACTERS_MAX]
+                self._countersigning.answer(path, Verdict(sha256=digest, reason=refused))
+                log.warning("%s, role %d: refused: %s", task, version, refused)
+            else:
+                signature = document.sign(self._signer, append=True)
+                said = Verdict(sha256=digest, keyid=signature.keyid, signature=signature.signature)
+                self._countersigning.answer(path, said)
+                log.info("%s, role %d: signed", task, version)
+            found.append(Looked(task, version, refused))
+        return found
+
+    def _checked(self, state: RepositoryState, task: str, version: int, data: bytes, now: float) -> Metadata[Targets]:
+        """A proposal that may be signed.
+
+        Raises:
+            RefusedError, PeerError, ConfigError: it may not.
+        """
+        role = state.targets.get_delegated_role(task)
+        mine = self._signer.public_key.keyid
+        if mine not in role.keyids:
+            raise RefusedError(f"{task}: found no place for key {mine[:16]}… in its role, expected one", rule="key")
+        try:
+            document = Metadata[Targets].from_bytes(data)
+            if not isinstance(document.signed, Targets):
+                raise ValueError("no targets metadata")
+            others = [k for k in role.keyids if k != mine and k in document.signatures]
+            keys = state.delegations.keys
+            for keyid in others:
+                keys[keyid].verify_signature(document.signatures[keyid], document.signed_bytes)
+        except Exception as fault:  # securesystemslib's own kinds among them; whatever it is, it is not signed
+            raise PeerError(f"{task}: found a proposal that does not hold ({fault})", reason="signature") from fault
+        if len(others) < role.threshold - 1:
+            raise PeerError(f"{task}: found no signature of the release key, expected it", reason="signature")
+        signed = document.signed
+        latest = now + RELEASE_LIFETIME.total_seconds() + CLOCKS_S
+        if signed.version != version or not now < signed.expires.timestamp() <= latest:
+            raise RefusedError(
+                f"{task}: found role {signed.version} until {signed.expires:%F}, expected {version} and at most "
+                f"{RELEASE_LIFETIME.days} days",
+                rule="version",
+            )
+        self._check_change(task, state.roles[task], signed)
+        return document
+
+    def _check_change(self, task: str, before: Targets, after: Targets) -> None:
+        old, new = releases_of(before), releases_of(after)
+        for version, release in new.items():
+            for variant, target in release.items():
+                said = parse_custom(target.custom)
+                if target.path != target_path(task, version, variant) or said.task != task:
+                    raise RefusedError(
+                        f"{task}: found target {target.path[:120]!r}, expected its own path", rule="path"
+                    )
+        changed = [v for v in old.keys() & new.keys() if _apart_from_active(old[v]) != _apart_from_active(new[v])]
+        if changed:
+            raise RefusedError(f"{task}: found other files in releases {changed}, expected none", rule="changed")
+        gone = {each.sha256 for each in revoked_of(before)} - {each.sha256 for each in revoked_of(after)}
+        if gone and len(revoked_of(after)) < REVOKED_MAX:
+            raise RefusedError(
+                f"{task}: found {len(gone)} revocations taken back, expected all of them", rule="revoked"
+            )
+        active = [v for v, r in new.items() if any(t.custom["active"] for t in r.values())]
+        if len(active) != (1 if new else 0):
+            raise RefusedError(f"{task}: found active releases {active}, expected one", rule="active")
+        added = sorted(new.keys() - old.keys())
+        known = [*old, *(each.version for each in revoked_of(before))]
+        if len(added) > 1 or (added and added[0] != max(known, default=-1) + 1):
+            raise RefusedError(f"{task}: found new releases {added}, expected the next one only", rule="version")
+        if added and active_version(new) != added[0]:
+            raise RefusedError(f"{task}: found a new release that is not active, expected it to be", rule="active")
+        for version in added:
+            faults = self._validate(_Proposed(self._files, task, new), task, version)
+            if faults:
+                raise RefusedError(f"release {task} {version}: {'; '.join(faults)}", rule="validation")
+
+    def _first(self, root: Path) -> Metadata[Root]:
+        path = self._known_path if self._known_path.exists() else root
+        try:
+            with path.open("rb") as file:
+                data = file.read(ROOT_BYTES_MAX + 1)
+        except OSError as fault:
+            raise file_error(fault, f"read {path}") from fault
+        try:
+            found = Metadata[Root].from_bytes(data)
+            found.signed.verify_delegate("root", found.signed_bytes, found.signatures)
+        except (RepositoryError, ValueError, KeyError, AttributeError) as fault:
+            raise ConfigError(f"{path}: found no root metadata ({fault}), expected the site's root.json") from fault
+        return found
+
+    def _follow(self, state: RepositoryState) -> None:
+        """Walk from the root that is known to the repository's newest, by signatures."""
+        for _ in range(ROOT_ROTATIONS_MAX):
+            if self._known.signed.version >= state.root.version:
+                break
+            data = self._files.read(f"{self._known.signed.version + 1}.root.json")
+            try:
+                found = Metadata[Root].from_bytes(data)
+                self._known.signed.verify_delegate("root", found.signed_bytes, found.signatures)
+                found.signed.verify_delegate("root", found.signed_bytes, found.signatures)
+                if found.signed.version != self._known.signed.version + 1:
+                    raise ValueError(f"found version {found.signed.version}")
+            except (RepositoryError, ValueError, KeyError) as fault:
+                raise RefusedError(f"root: found one that does not follow ({fault})", rule="root") from fault
+            write_durable(self._known_path, data)
+            self._known = found
+        if self._known.signed != state.root:
+            raise RefusedError(
+                f"root: found version {state.root.version} in the repository, expected {self._known.signed.version} as "
+                "this validator knows it",
+                rule="root",
+            )
+
+
+class _Proposed:
+    """The proposed releases as a `ReleaseSource`."""
+
+    def __init__(self, files: RepositoryFiles, task: str, releases: Mapping[int, Mapping[Variant, TargetFile]]) -> None:
+        self._files, self._task, self._releases = files, task, releases
+
+    def listed(self, task: str, version: int) -> dict[Variant, ListedTarget]:
+        """See `ReleaseSource`."""
+        release = self._releases[version]
+        return {v: ListedTarget(t.length, t.hashes["sha256"], parse_custom(t.custom)) for v, t in release.items()}
+
+    def target(self, task: str, version: int, variant: Variant) -> tuple[ReleaseTarget, bytes]:
+        """See `ReleaseSource`."""
+        found = self._releases[version][variant]
+        data = self._files.artifact(found.hashes["sha256"])
+        if len(data) != found.length:
+            raise PeerError(f"{found.path}: found {len(data)} bytes, expected {found.length}", reason="length")
+        return parse_custom(found.custom), data
+
+
+def _apart_from_active(release: Mapping[Variant, TargetFile]) -> dict[Variant, object]:
+    return {v: (t.length, t.hashes, {k: x for k, x in t.custom.items() if k != "active"}) for v, t in release.items()}
