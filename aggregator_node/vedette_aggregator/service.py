@@ -262,6 +262,7 @@ class AggregatorService:
                 return  # renewals are between a node and the authority
             if kind == "revoked":
                 if self._revocations.take(message.payload):
+                    self._publish_revocations()  # an older one of ours may have taken its place
                     await self._follow_exclusions()
                 return
             await self._sort(self._intake.take(message.topic, message.payload, time.time()), len(message.payload))

@@ -112,7 +112,7 @@ def enrol(directory: Path, sealed: bytes, *, now: float, allow: AllowList | None
             raise PeerError(f"request: found token {request.token!r}, expected {token.id!r}", reason="token")
         keys = _keys(request)
         if token.used_for:
-            return _again(directory, index, token, keys, request, now)
+            return _again(directory, index, token, keys, request)
         if token.serial and token.serial != request.serial:
             raise RefusedError(
                 f"token {token.id}: found hardware {request.serial!r}, expected {token.serial!r}", rule="token-serial"
@@ -121,12 +121,10 @@ def enrol(directory: Path, sealed: bytes, *, now: float, allow: AllowList | None
         if allow is not None:
             allow.check(Applicant(holder, token.role, request.serial, token.id, index.site))
         line, leaves = _issue(directory, index, holder, CertificateRole(token.role), keys, now)
-        record(index, dataclasses.replace(line, serial=request.serial), now)
         index.tokens[token.id] = dataclasses.replace(token, used_for=keys.digest, used_by=holder)
-        write_index(directory, index)
-        _note_aggregator(directory, line)
+        _record(directory, index, dataclasses.replace(line, serial=request.serial), leaves, now)
         log.info("enrolled %s as %s with token %s", holder, token.role, token.id)
-        return _reply(directory, request.id, holder, leaves, now)
+        return _reply(directory, request.id, holder, leaves)
 
 
 def renew(directory: Path, sealed: bytes, *, device: str | None = None, now: float) -> CertificateReply:
@@ -162,8 +160,8 @@ def renew(directory: Path, sealed: bytes, *, device: str | None = None, now: flo
         keys, line = _keys(request), index.issued.get(sender)
         if line is None:
             raise RefusedError(f"{sender}: found no line of it in the index, expected one", rule="unknown")
-        if line.request and line.request == keys.digest and line.certificates:
-            return _reply(directory, request.id, sender, load_certificates(line.certificates.encode()), now)
+        if line.request == keys.digest:
+            return _reply(directory, request.id, sender, _answered(directory, line))
         if serial not in line.serials:
             raise RefusedError(
                 f"{sender}: found a certificate that was replaced already, expected the newest: if the node did not "
@@ -173,11 +171,9 @@ def renew(directory: Path, sealed: bytes, *, device: str | None = None, now: flo
         if len([leaf for leaf in line.earlier if leaf.not_after > now]) >= EARLIER_MAX:
             raise TransientError(f"{sender}: found {EARLIER_MAX} replaced certificates in force; try again in a day")
         fresh, leaves = _issue(directory, index, sender, identity.role, keys, now)
-        record(index, dataclasses.replace(fresh, serial=line.serial), now)
-        write_index(directory, index)
-        _note_aggregator(directory, fresh)
+        _record(directory, index, dataclasses.replace(fresh, serial=line.serial), leaves, now)
         log.info("renewed %s", sender)
-        return _reply(directory, request.id, sender, leaves, now)
+        return _reply(directory, request.id, sender, leaves)
 
 
 def refusal(request: str, fault: Exception) -> CertificateReply:
@@ -201,9 +197,7 @@ def request_id(sealed: bytes) -> str:
     return codec.unpack(cls, envelope.body).id
 
 
-def _again(
-    directory: Path, index: Index, token: Token, keys: _Keys, request: EnrolRequest, now: float
-) -> CertificateReply:
+def _again(directory: Path, index: Index, token: Token, keys: _Keys, request: EnrolRequest) -> CertificateReply:
     """The answer to a request whose answer was lost."""
     line = index.issued.get(token.used_by)
     if token.used_for != keys.digest or line is None or line.request != keys.digest:
@@ -214,7 +208,7 @@ def _again(
         )
     if any(serial in index.revoked for serial in line.serials):
         raise RefusedError(f"{line.id}: found its certificates revoked", rule="revoked")
-    return _reply(directory, request.id, line.id, load_certificates(line.certificates.encode()), now)
+    return _reply(directory, request.id, line.id, _answered(directory, line))
 
 
 def _keys(request: EnrolRequest | RenewRequest) -> _Keys:
@@ -246,7 +240,6 @@ def _issue(
         not_before=now,
         not_after=min(leaf.not_valid_after_utc.timestamp() for leaf in leaves),
         request=keys.digest,
-        certificates=pem(*leaves, issuer.certificate).decode(),
     )
     return line, (*leaves, issuer.certificate)
 
@@ -266,15 +259,27 @@ def _leaf(
     )
 
 
-def _note_aggregator(directory: Path, line: Issued) -> None:
+def _record(
+    directory: Path, index: Index, line: Issued, certificates: tuple[x509.Certificate, ...], now: float
+) -> None:
+    """Write down what was issued: the answer first, then the line that says for which request it is."""
+    old = index.issued.get(line.id)
+    answers = directory / "answers"
+    answers.mkdir(mode=0o700, exist_ok=True)
+    replace_file(answers / f"{line.request}.pem", pem(*certificates), 0o644)
+    record(index, line, now)
+    write_index(directory, index)
     if line.role == CertificateRole.AGGREGATOR.value:
-        _, signing, intermediate = load_certificates(line.certificates.encode())
-        replace_file(directory / "aggregator.crt", pem(signing, intermediate), 0o644)
+        replace_file(directory / "aggregator.crt", pem(*certificates[1:]), 0o644)
+    if old is not None and old.request not in ("", line.request):
+        (answers / f"{old.request}.pem").unlink(missing_ok=True)
 
 
-def _reply(
-    directory: Path, request: str, holder: str, certificates: tuple[x509.Certificate, ...], now: float
-) -> CertificateReply:
+def _answered(directory: Path, line: Issued) -> tuple[x509.Certificate, ...]:
+    return load_certificates(read_file(directory / "answers" / f"{line.request}.pem"), "answer")
+
+
+def _reply(directory: Path, request: str, holder: str, certificates: tuple[x509.Certificate, ...]) -> CertificateReply:
     tls, signing, intermediate = certificates
     aggregator: tuple[x509.Certificate, ...] = ()
     path = directory / "aggregator.crt"

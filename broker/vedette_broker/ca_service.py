@@ -113,8 +113,8 @@ class AuthorityService:
             request = ca_enrolment.request_id(message.payload)
             reply = await self._answer(kind, request, partial(ask, self._directory, message.payload, now=time.time()))
             await self._link.publish(answer, codec.pack(reply), qos=0)
-        except PeerError as error:
-            self._metrics.inc("messages", kind, error.reason)
+        except (PeerError, TransientError) as error:
+            self._metrics.inc("messages", kind, _outcome(error))
             log.info("%s: %s", message.topic, error)
 
     async def _answer(self, kind: str, request: str, ask: Callable[[], CertificateReply]) -> CertificateReply:

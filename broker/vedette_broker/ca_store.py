@@ -9,6 +9,7 @@ The index is one JSON file, replaced by rename, so that a crash leaves the old s
     aggregator.crt              the aggregator's signing chain, for the bundles of nodes
     bundles/{id}/               what a node gets whose keys were made here (see `vedette_core.runtime.identity`)
     tickets/{token}.pem         bootstrap certificate and chain of a token: nothing secret
+    answers/{request}.pem       certificates that answered the newest request of an id, to be given again
 """
 
 from __future__ import annotations
@@ -74,7 +75,6 @@ class Issued:
         earlier: leaves that these replaced and that have not ended.
         request: digest of the keys that they were issued for, so that the same request gets the same answer; empty for
             a bundle whose keys were made here.
-        certificates: the leaves that answer that request, PEM.
         serial: hardware serial number that the node claimed when it enrolled.
     """
 
@@ -86,7 +86,6 @@ class Issued:
     hosts: tuple[str, ...] = ()
     earlier: tuple[Leaf, ...] = ()
     request: str = ""
-    certificates: str = ""
     serial: str = ""
 
 

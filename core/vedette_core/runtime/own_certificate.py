@@ -45,9 +45,13 @@ class OwnCertificate:
         if (fresh.id, fresh.role, fresh.site) != (self.node.id, self.node.role, self.node.site):
             log.error("%s: found a bundle of %s there now, expected %s", fresh.bundle.directory, fresh.id, self.node.id)
             return None
-        self.node = fresh
+        before, self.node = self.node, fresh
         self._metrics.set("certificate_expiry_timestamp_seconds", value=fresh.tls_not_after)
         self._link.reconnect(self._reload)
+        if fresh.signer.public_key != before.signer.public_key:
+            # What is signed here is signed with the key that was loaded: its certificate has to stay beside it.
+            log.error("%s: found another signing key in %s; restart to use it", fresh.id, fresh.bundle.directory)
+            return None
         log.info("%s: certificate renewed; connecting anew", fresh.id)
         return fresh
 
