@@ -64,6 +64,7 @@ class StagePlan:
         attacks: name of the attack of each node that lies.
         helpers: ids of committee helpers.
         aggregator: further tables of the aggregator's settings.
+        arrange: changes the site before anything of it starts.
     """
 
     devices: tuple[str, ...]
@@ -73,6 +74,7 @@ class StagePlan:
     attacks: Mapping[str, str] = field(default_factory=dict)
     helpers: tuple[str, ...] = ()
     aggregator: Mapping[str, Any] = field(default_factory=dict)
+    arrange: Callable[[Site], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,8 @@ async def staged(options: ScenarioOptions, prepare: Callable[[Path], StagePlan])
         acts = prepare(base)
         port = free_port()
         site, swarm = make_site(base, port, acts, plain=options.plain)
+        if acts.arrange is not None:
+            acts.arrange(site)
         flags = (FLAG,) if options.plain else ()
         fleet = stack.enter_context(Fleet(base / "logs"))
         fleet.start("broker", "broker", "run", "-c", str(site.broker_config))
