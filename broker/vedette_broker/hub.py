@@ -89,6 +89,11 @@ class Hub(Broker):  # type: ignore[misc]
         """Messages that wait for clients or for their PUBACK."""
         return sum(state.waiting for state in self._clients.values())
 
+    @property
+    def revocation_list_number(self) -> int:
+        """Number of the revocation list in force, 0 for none."""
+        return 0 if self._credentials.revoked is None else self._credentials.revoked.number
+
     async def _create_server_instance(self, *_: Any) -> Listener:
         self._watching = asyncio.create_task(self._watch(), name="broker-watch")
         return Listener(self._listening, self._serve, lambda: self._credentials.context, self.counts)
