@@ -132,6 +132,8 @@ class Hub(Broker):  # type: ignore[misc]
     def _restore(self, store: Store) -> None:
         for topic, kept in store.load_retained():
             self._retained.put(topic, kept, limited=False)
+            if topic == self._access.revoked:
+                self._credentials.take(kept.payload)
         for client, found in store.load_sessions().items():
             session = Session()
             session.client_id, session.clean_session = client, False
@@ -323,6 +325,8 @@ class Hub(Broker):  # type: ignore[misc]
                 kept = None
                 self.counts["retained_dropped"] += 1
                 self._complain(session, "no room to retain %r", message.topic)
+            if message.topic == self._access.revoked:
+                self._credentials.take(message.payload)
         else:
             self._retained.remove(message.topic)
         return None if self._journal is None else self._journal.retain(message.topic, kept)
