@@ -1,9 +1,9 @@
 """The broker's TLS context, made anew when its certificate or the site's revocation list changes on disk.
 
-A list comes as the bundle's ``crl.pem``, or retained on ``public/revoked``. It is believed if an authority of ``ca.crt``
-signed it and its number is not below the last one's. A file that is neither readable nor that, or that has gone, changes
-nothing: what was revoked stays revoked. TLS then checks every client's leaf against it, which also refuses everybody once
-the list is past its next update: a list that nobody renews is no list.
+A list comes as the bundle's ``crl.pem``, or retained on ``public/revoked``. It is believed if an authority of
+``ca.crt`` signed it and its number is not below the last one's. A file that is neither readable nor that, or that has
+gone, changes nothing: what was revoked stays revoked. TLS then checks every client's leaf against it, which also
+refuses everybody once the list is past its next update: a list that nobody renews is no list.
 
 Source: RFC 5280 §5; OpenSSL X509_V_FLAG_CRL_CHECK.
 """
