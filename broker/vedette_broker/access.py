@@ -54,6 +54,11 @@ class Access:
     def __init__(self, site: str) -> None:
         self._topics = Topics(site)
 
+    @property
+    def revoked(self) -> str:
+        """Topic of the site's revocation list."""
+        return self._topics.revoked
+
     def allows(self, holder: object, topic: str | None, action: BrokerAction | None) -> bool:
         """Tell whether a holder may publish to, subscribe to, or receive from a topic or filter."""
         if not isinstance(holder, Holder) or not topic:

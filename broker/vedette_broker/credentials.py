@@ -1,9 +1,9 @@
 """The broker's TLS context, made anew when its certificate or the site's revocation list changes on disk.
 
-A list is believed if an authority of ``ca.crt`` signed it and its number is not below the last one's. A file that
-is neither readable nor that, or that has gone, changes nothing: what was revoked stays revoked. TLS then checks
-every client's leaf against it, which also refuses everybody once the list is past its next update: a list that
-nobody renews is no list.
+A list comes as the bundle's ``crl.pem``, or retained on ``public/revoked``. It is believed if an authority of
+``ca.crt`` signed it and its number is not below the last one's. A file that is neither readable nor that, or that has
+gone, changes nothing: what was revoked stays revoked. TLS then checks every client's leaf against it, which also
+refuses everybody once the list is past its next update: a list that nobody renews is no list.
 
 Source: RFC 5280 §5; OpenSSL X509_V_FLAG_CRL_CHECK.
 """
@@ -14,6 +14,7 @@ import logging
 import ssl
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -61,22 +62,42 @@ class Credentials:
         if stamps == self._stamps:
             return False
         before, self._stamps = self._stamps, stamps
-        earlier = self.revoked
+        # One by one: a list that cannot be used shall not keep a renewed certificate out.
+        newer = stamps[0] != before[0] and self._try(self._take_list)
+        return self._try(self._take_context) and (newer or stamps[1:] != before[1:])
+
+    def take(self, published: bytes) -> None:
+        """Believe a list that was published, if it is newer: so it gets to a broker that is far from the authority."""
+
+        def newer() -> None:
+            try:
+                found = read_list(published, *load_authorities(self._bundle))
+            except PeerError as fault:
+                raise ConfigError(f"published {fault}") from fault
+            if self.revoked is None or found.number > self.revoked.number:
+                self._believe(found)
+                self._take_context()
+
+        self._try(newer)
+
+    def _take_list(self) -> None:
+        self._believe(self._read(self.revoked))
+
+    def _believe(self, found: RevocationList) -> None:
+        self.revoked = found
+        self._counts["revocations_loaded"] += 1
+        log.info("revocation list %d with %d certificates is in force", found.number, len(found.entries))
+
+    def _take_context(self) -> None:
+        self.context = self._context()
+
+    def _try(self, take: Callable[[], None]) -> bool:
         try:
-            if stamps[0] != before[0]:
-                self.revoked = self._read(earlier)
-            self.context = self._context()
+            take()
         except ConfigError as fault:
-            self.revoked = earlier
             self._counts["revocations_refused"] += 1
             log.error("%s; what was in force stays in force", fault)
             return False
-        if self.revoked is not earlier:
-            assert self.revoked is not None
-            self._counts["revocations_loaded"] += 1
-            log.info(
-                "revocation list %d with %d certificates is in force", self.revoked.number, len(self.revoked.entries)
-            )
         return True
 
     def _look(self) -> tuple[Stamp, Stamp, Stamp]:

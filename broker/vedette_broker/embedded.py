@@ -21,11 +21,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from vedette_broker.credentials import Credentials
+from vedette_broker.figures import follow
 from vedette_broker.limits import CONNECTIONS_MAX, HANDSHAKES_MAX
 from vedette_broker.store import Durability, Store
 from vedette_broker.version import check_amqtt
 from vedette_core.crypto.certificates import Purpose
 from vedette_core.runtime.identity import Bundle, load_tls_identity
+from vedette_core.runtime.metrics import Metrics
 from vedette_schemas.errors import ConfigError, RefusedError
 
 if TYPE_CHECKING:
@@ -169,12 +171,15 @@ class EmbeddedBroker:
             await hub.shutdown()
 
 
-async def serve(config: EmbeddedConfig, ready: Callable[[int], None] | None = None) -> None:
+async def serve(
+    config: EmbeddedConfig, ready: Callable[[int], None] | None = None, metrics: Metrics | None = None
+) -> None:
     """Run the broker until SIGTERM or SIGINT.
 
     Args:
         config: its settings.
         ready: called with the port when it listens.
+        metrics: kept up to date while it runs.
 
     Raises:
         RefusedError: the address is public, or stands for every address.
@@ -188,7 +193,10 @@ async def serve(config: EmbeddedConfig, ready: Callable[[int], None] | None = No
         async with EmbeddedBroker(config) as broker:
             if ready is not None:
                 ready(broker.port)
+            following = None if metrics is None else loop.create_task(follow(broker, metrics))
             await stop.wait()
+            if following is not None:
+                following.cancel()
             log.info("stopping")
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):

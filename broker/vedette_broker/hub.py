@@ -89,6 +89,11 @@ class Hub(Broker):  # type: ignore[misc]
         """Messages that wait for clients or for their PUBACK."""
         return sum(state.waiting for state in self._clients.values())
 
+    @property
+    def revocation_list_number(self) -> int:
+        """Number of the revocation list in force, 0 for none."""
+        return 0 if self._credentials.revoked is None else self._credentials.revoked.number
+
     async def _create_server_instance(self, *_: Any) -> Listener:
         self._watching = asyncio.create_task(self._watch(), name="broker-watch")
         return Listener(self._listening, self._serve, lambda: self._credentials.context, self.counts)
@@ -127,6 +132,8 @@ class Hub(Broker):  # type: ignore[misc]
     def _restore(self, store: Store) -> None:
         for topic, kept in store.load_retained():
             self._retained.put(topic, kept, limited=False)
+            if topic == self._access.revoked:
+                self._credentials.take(kept.payload)
         for client, found in store.load_sessions().items():
             session = Session()
             session.client_id, session.clean_session = client, False
@@ -318,6 +325,8 @@ class Hub(Broker):  # type: ignore[misc]
                 kept = None
                 self.counts["retained_dropped"] += 1
                 self._complain(session, "no room to retain %r", message.topic)
+            if message.topic == self._access.revoked:
+                self._credentials.take(message.payload)
         else:
             self._retained.remove(message.topic)
         return None if self._journal is None else self._journal.retain(message.topic, kept)

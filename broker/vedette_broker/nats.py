@@ -239,7 +239,7 @@ def _cluster(config: NatsConfig) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _dotted(version: tuple[int, int]) -> str:

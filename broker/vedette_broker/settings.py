@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vedette_broker.store import Durability
 from vedette_core.runtime.config import Section, Settings
-from vedette_core.runtime.sections import LogSection
+from vedette_core.runtime.sections import LogSection, MetricsSection
 from vedette_schemas.topics import ID_PATTERN
 
 
@@ -40,4 +40,5 @@ class BrokerSettings(Settings):
     state_dir: Path | None = None
     durability: Durability = Durability.POWER
     listen: ListenSection = ListenSection()
+    metrics: MetricsSection = MetricsSection(port=9472)
     log: LogSection = LogSection()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vedette_core.runtime.metrics import AGGREGATOR_METRICS, AUTHORITY_METRICS, DEVICE_METRICS, Metric
+from vedette_core.runtime.metrics import AGGREGATOR_METRICS, AUTHORITY_METRICS, BROKER_METRICS, DEVICE_METRICS, Metric
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT / "core" / "vedette_core" / "runtime"
@@ -15,6 +15,7 @@ COMMITTEE = ROOT / "core" / "vedette_core" / "secagg"
 COMPONENTS = {
     "device": (DEVICE_METRICS, (ROOT / "device_node" / "vedette_device", SHARED, COMMITTEE)),
     "aggregator": (AGGREGATOR_METRICS, (ROOT / "aggregator_node" / "vedette_aggregator", SHARED)),
+    "broker": (BROKER_METRICS, (ROOT / "broker" / "vedette_broker",)),
     "authority": (AUTHORITY_METRICS, (ROOT / "broker" / "vedette_broker",)),
 }
 VERBS = {"inc": "counter", "count": "counter", "set": "gauge", "observe": "histogram", "Count": "counter"}

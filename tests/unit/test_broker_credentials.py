@@ -26,6 +26,7 @@ from vedette_core.crypto.revocation import Revocation, RevocationReason, make_li
 from vedette_core.runtime.identity import Bundle, client_context
 from vedette_core.runtime.mqtt import AuthenticationError, LinkConfig, MqttLink, MqttMessage
 from vedette_schemas.errors import ConfigError
+from vedette_schemas.topics import Topics
 
 WAIT_S = 10.0
 
@@ -73,7 +74,6 @@ def test_a_list_is_taken_up_and_an_older_one_is_not(authority: Path, caplog: pyt
     assert credentials.refresh()
     assert credentials.is_revoked(serial(authority, "dev-a"))
     assert not credentials.is_revoked(serial(authority, "dev-b"))
-    newest = credentials.context
     write_list(authority, 104, [])
     assert not credentials.refresh()
     bundle(authority).crl.write_text("rubbish")
@@ -81,9 +81,9 @@ def test_a_list_is_taken_up_and_an_older_one_is_not(authority: Path, caplog: pyt
     bundle(authority).crl.unlink()
     assert not credentials.refresh()
     assert credentials.is_revoked(serial(authority, "dev-a")), "what was revoked stays revoked"
-    assert credentials.context is newest
     assert counts == {"revocations_loaded": 1, "revocations_refused": 3}
     said = [r.message for r in caplog.records if r.levelno == logging.ERROR]
+    assert credentials.context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF
     for text, line in zip(
         ("found revocation list 104, expected 105", "cannot be read", "not found"), said, strict=True
     ):
@@ -202,3 +202,36 @@ def test_a_revoked_id_is_left_out_of_the_users_of_nats(authority: Path) -> None:
     revoke(authority, "dev-a", RevocationReason.KEY_COMPROMISE, now=time.time())
     assert [holder for holder, _ in issued_to(authority, time.time())] == ["broker", "dev-b"]
     assert issued_to(authority, time.time() + 30 * 86_400) == []
+
+
+def test_a_list_that_is_published_is_in_force_at_once_and_after_a_restart(
+    authority: Path, fast_watch: None, tmp_path: Path
+) -> None:
+    """The authority may be on another machine: its list is believed by its signature, whoever publishes it."""
+    config = EmbeddedConfig(bundle(authority).directory, port=0, state_dir=tmp_path / "state")
+    issuer, _ = load_issuer(authority, time.time())
+    der = make_list(issuer, 200, [Revocation(serial(authority, "dev-a"), time.time())], now=time.time())
+    ca.issue(authority, "aggregator", CertificateRole.AGGREGATOR, now=time.time())
+
+    async def publish_it() -> None:
+        async with EmbeddedBroker(config) as broker, link(authority, broker.port, "dev-a") as stolen:
+            await stolen.wait_connected(WAIT_S)
+            async with link(authority, broker.port, "aggregator") as aggregator:
+                await aggregator.wait_connected(WAIT_S)
+                await aggregator.publish(Topics("lab").revoked, b"a list of nobody's", retain=True)
+                await aggregator.publish(Topics("lab").revoked, der, retain=True)
+            async with asyncio.timeout(WAIT_S):
+                while stolen.connected:
+                    await asyncio.sleep(0.02)
+            assert (broker.counts["revocations_loaded"], broker.counts["revocations_refused"]) == (1, 1)
+
+    async def come_back() -> None:
+        async with EmbeddedBroker(config) as broker:
+            with pytest.raises(AuthenticationError):
+                async with link(authority, broker.port, "dev-a") as again:
+                    await again.wait_connected(WAIT_S)
+            async with link(authority, broker.port, "dev-b") as fine:
+                await fine.wait_connected(WAIT_S)
+
+    asyncio.run(publish_it())
+    asyncio.run(come_back())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 import tomllib
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 from amqtt.contexts import Action as BrokerAction
 
-from vedette_broker import ca, session, version
+from vedette_broker import ca, figures, session, version
 from vedette_broker.access import IDENTITY, GrammarAccess, Holder
 from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig, check_address
 from vedette_broker.limits import INFLIGHT_MAX
 from vedette_broker.session import ClientSession, Outbound
 from vedette_core.crypto.certificates import CertificateRole
+from vedette_core.runtime.metrics import BROKER_METRICS, Metrics
 from vedette_schemas.errors import ConfigError, RefusedError
 from vedette_schemas.topics import ACCESS, Role, Topics
 
@@ -260,3 +262,23 @@ def test_a_lost_connection_keeps_qos_1_and_drops_qos_0() -> None:
         assert [(await state.next())[1].payload for _ in range(2)] == [b"b", b"d"]
 
     asyncio.run(scenario())
+
+
+def test_everything_that_is_counted_becomes_a_metric(bundle: Path, tmp_path: Path) -> None:
+    sources = (Path(__file__).parents[2] / "broker" / "vedette_broker").glob("*.py")
+    counted = {name for path in sources for name in re.findall(r'counts\["([a-z_]+)"\]', path.read_text())}
+    conditional = {"connect_accepted", "connect_refused"}
+    assert counted | conditional == set(figures.EVENTS)
+    metrics = Metrics(BROKER_METRICS)
+
+    async def scenario() -> None:
+        async with EmbeddedBroker(EmbeddedConfig(bundle, port=0, state_dir=tmp_path / "state")) as broker:
+            broker.counts["publish_accepted"] = 7
+            following = asyncio.create_task(figures.follow(broker, metrics))
+            await asyncio.sleep(0)
+            following.cancel()
+
+    asyncio.run(scenario())
+    assert metrics.registry.get_sample_value("vedette_broker_events_total", {"kind": "publish_accepted"}) == 7
+    assert metrics.registry.get_sample_value("vedette_broker_connections") == 0
+    assert metrics.registry.get_sample_value("vedette_revocation_list_number") == 1

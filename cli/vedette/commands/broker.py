@@ -27,7 +27,7 @@ def run(
 
     from vedette_broker.embedded import EmbeddedConfig, serve
     from vedette_broker.settings import BrokerSettings
-    from vedette_core.runtime import logs
+    from vedette_core.runtime import logs, metrics
     from vedette_core.runtime.config import load
 
     settings = load(BrokerSettings, config)
@@ -41,7 +41,12 @@ def run(
         settings.state_dir,
         settings.durability,
     )
-    asyncio.run(serve(embedded))
+    table = None
+    if settings.metrics.enabled:
+        table = metrics.Metrics(metrics.BROKER_METRICS)
+        _, port = metrics.serve(table, settings.metrics.port, settings.metrics.host)
+        typer.echo(f"metrics on {settings.metrics.host} port {port}", err=True)
+    asyncio.run(serve(embedded, metrics=table))
 
 
 @app.command()

@@ -125,12 +125,23 @@ AUTHORITY_METRICS: Final = _table(
 )
 """What the certificate authority's process serves."""
 
+BROKER_METRICS: Final = _table(
+    Metric("counter", "broker_events", "What happened at the embedded broker, by kind", ("kind",)),
+    Metric("gauge", "broker_connections", "Connections of clients"),
+    Metric("gauge", "broker_waiting_messages", "Messages that wait for a client or for its acknowledgement"),
+    Metric("gauge", "broker_retained_messages", "Retained messages"),
+    Metric("gauge", "broker_retained_bytes", "Bytes of retained messages"),
+    Metric("gauge", "revocation_list_number", "Number of the revocation list in force, 0 for none"),
+    Metric("gauge", "resident_memory_bytes", "Resident memory of the process"),
+)
+"""What the embedded broker serves."""
+
 
 class Metrics:
     """The metrics of one process.
 
     Args:
-        table: `DEVICE_METRICS`, `AGGREGATOR_METRICS` or `AUTHORITY_METRICS`.
+        table: one of the tables above.
     """
 
     def __init__(self, table: dict[str, Metric]) -> None:
