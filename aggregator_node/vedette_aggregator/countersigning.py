@@ -23,7 +23,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Targets  # type: ignore[attr-defined]  # public names, imported there
 
 from vedette_aggregator.registry_files import PUBLIC_FILE, RELEASE_LIFETIME, RepositoryFiles, RepositoryState, expiry
-from vedette_aggregator.release_listing import lengths_of, releases_of
+from vedette_aggregator.release_listing import lengths_of, releases_of, revoked_of
 from vedette_core.runtime.durable import make_directory, remove_durable, write_durable
 from vedette_schemas import codec
 from vedette_schemas.codec import Message
@@ -79,8 +79,10 @@ class Countersigning:
         """
         version = state.roles[task].version + 1
         path = self._folder / f"{version}.{task}.json"
-        document = self._proposed(path, contents)
-        if document is None:
+        document = self._proposed(path)
+        if document is None or _plain(document.signed) != _plain(contents):
+            if document is not None:
+                self._give_way(path, document.signed, contents)
             document = self._propose(path, state, task, contents, version, now)
         data = path.read_bytes()
         refusal = self.verdict(path, "refused")
@@ -133,13 +135,24 @@ class Countersigning:
         kind = "signature" if verdict.signature else "refused"
         write_durable(_beside(path, kind), codec.pack_json(verdict), PUBLIC_FILE)
 
-    def _proposed(self, path: Path, contents: Targets) -> Metadata[Targets] | None:
-        """What is proposed already, if it is this."""
+    def _proposed(self, path: Path) -> Metadata[Targets] | None:
+        """What is proposed already."""
         with suppress(OSError, RepositoryError, ValueError):
-            document = Metadata[Targets].from_bytes(path.read_bytes())
-            if _plain(document.signed) == _plain(contents):
-                return document
+            return Metadata[Targets].from_bytes(path.read_bytes())
         return None
+
+    def _give_way(self, path: Path, waiting: Targets, contents: Targets) -> None:
+        """Whether another change may take the place of one that waits: if that was refused, or this revokes more.
+
+        Raises:
+            AwaitsValidatorError: it may not; else a release would push a revocation out that nobody repeats.
+        """
+        refusal = self.verdict(path, "refused")
+        refused = refusal is not None and refusal.sha256 == _digest(path.read_bytes())
+        if not refused and len(revoked_of(contents)) <= len(revoked_of(waiting)):
+            raise AwaitsValidatorError(
+                f"{path}: waits for the validator's answer; what comes after it is proposed then"
+            )
 
     def _propose(
         self, path: Path, state: RepositoryState, task: str, contents: Targets, version: int, now: float

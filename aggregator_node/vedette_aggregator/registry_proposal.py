@@ -135,6 +135,8 @@ class Proposal:
             check_shape(found.root.signed, found.targets.signed)
             for task in roles:
                 found._delegated(task)
+            if not found.fingerprint:  # also finds what has no form that can be signed
+                raise ValueError("nothing to sign")
         except (
             RepositoryError,
             VedetteError,

@@ -293,6 +293,16 @@ def test_a_damaged_proposal_raises_only_what_is_declared(people: People, data: s
     assert not all(s.done for s in found.signings())
 
 
+def test_what_cannot_be_signed_is_no_proposal(people: People) -> None:
+    """Canonical JSON has no fractions: found by fuzzing."""
+    path = people.folder / "proposal.json"
+    propose_first(people.repository, "plant", TASKS, people.keys("abc", 2), START).write(path)
+    content = path.read_bytes().replace(b'"consistent_snapshot": true', b'"consistent_snapshot": true, "x": 0.5')
+    assert b"0.5" in content
+    with pytest.raises(PeerError):
+        Proposal.parse(content)
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b"[" * 10_000, b'{"type":"vedette-root-proposal-1"}'])
 def test_what_is_no_proposal(content: bytes) -> None:
     with pytest.raises(PeerError):

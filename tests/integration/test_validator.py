@@ -118,6 +118,21 @@ def test_publishing_again_finds_what_was_signed_meanwhile(site: Site) -> None:
     assert site.registry.active("network") == 0
 
 
+def test_a_revocation_goes_before_a_release_that_waits(site: Site) -> None:
+    site.release(0)
+    site.release(1)
+    site.propose(2)
+    with pytest.raises(AwaitsValidatorError):
+        site.registry.revoke("network", 1, "floods alerts", START)
+    site.propose(2)  # as the aggregator does every few seconds: it must not push the revocation out
+    assert [x.refused for x in site.validator.look(START)] == [""]
+    assert site.registry.complete(START)
+    assert site.registry.active("network") == 0
+    assert [r.version for r in site.registry.revoked("network")] == [1]
+    site.release(2)
+    assert site.registry.active("network") == 2
+
+
 def test_a_refused_release_changes_nothing(site: Site) -> None:
     site.release(0)
     site.faults = ["int8: found results off by 0.3"]
