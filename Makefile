@@ -31,6 +31,7 @@ bench: $(VENV)/dev.stamp $(VENV)/peers.stamp  ## measure every claim beside its 
 	$(BIN)/python bench/live.py --json
 	$(BIN)/python bench/score.py --json
 	$(BIN)/python bench/broker.py --json
+	$(BIN)/python bench/attestation.py --json
 	$(BIN)/python bench/secagg.py --json
 	$(BIN)/python bench/secagg_exact.py --rounds 10000 --json
 	$(BIN)/python bench/poisoning.py --json

@@ -42,10 +42,12 @@ from vedette_device.sources.packets import Frames, padded
 from vedette_schemas.errors import TransientError
 
 if TYPE_CHECKING or __package__:
+    from bench.fuzz_attestation import ATTESTATION
     from bench.fuzz_certificates import CERTIFICATES
     from bench.fuzz_trust import TRUST
     from bench.fuzz_wire import WIRE, Target
 else:
+    from fuzz_attestation import ATTESTATION
     from fuzz_certificates import CERTIFICATES
     from fuzz_trust import TRUST
     from fuzz_wire import WIRE, Target
@@ -359,6 +361,7 @@ TARGETS: Final[dict[str, Callable[[Path], Target]]] = {
     "log_lines": _log_lines_target,
     "readings": _readings_target,
     "modbus": _modbus_target,
+    **ATTESTATION,
     **WIRE,
     **CERTIFICATES,
     **TRUST,

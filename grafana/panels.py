@@ -355,6 +355,12 @@ FLEET: Final = (
                     Query("max by (instance) (vedette_revocation_list_number{@})", "{{instance}} revocation list"),
                 ),
             ),
+            Panel(
+                "Attestations",
+                "Evidence and check-ins by the verifier's answer: accepted, challenged, or the rule that refused.",
+                "short",
+                (Query("sum by (outcome) (increase(vedette_attestations_total{@}[rate]))", "{{outcome}}"),),
+            ),
         ),
     ),
     Section(

@@ -35,7 +35,7 @@ from vedette_schemas.topics import FlStep, Parsed, Topics
 
 SEQ_MAX: Final = 2**53
 """Updates of one alert: as for every count that travels, and far more than there can be."""
-HOPELESS: Final = frozenset({"expired", "revoked", "signature"})
+HOPELESS: Final = frozenset({"attestation", "expired", "revoked", "signature"})
 """Reasons for which the same bytes will never be believed: their sender makes new ones, if it is told."""
 
 

@@ -9,11 +9,19 @@ from vedette_aggregator.round_book import RoundBook
 from vedette_aggregator.round_setup import RoundParts
 from vedette_aggregator.selection import Applicant, assigned_weight, attempt_seed, form_groups, overselect, select
 from vedette_core.secagg.parameters import votes_needed
+from vedette_schemas.errors import PeerError, RefusedError
 from vedette_schemas.round import CheckIn, Member, Plan, Roster, hash_parts
 
 
 def form(
-    book: RoundBook, plan: Plan, parts: RoundParts, eligible: Collection[str], *, beacon: bytes, deadline_s: float
+    book: RoundBook,
+    plan: Plan,
+    parts: RoundParts,
+    eligible: Collection[str],
+    *,
+    beacon: bytes,
+    now: float,
+    deadline_s: float,
 ) -> tuple[Roster, ...]:
     """The rosters of an attempt, by gid; none if nothing can be opened.
 
@@ -23,11 +31,12 @@ def form(
         parts: settings, and the secret for the draw.
         eligible: devices that may be drawn.
         beacon: revealed value of the epoch.
+        now: epoch seconds.
         deadline_s: until when uploads are taken.
     """
     record, groups, update = book.record, plan.groups, plan.update
     seed = attempt_seed(parts.seed, plan.task, record.round, record.attempt)
-    applicants = [book.applicant(device) for device in eligible]
+    applicants = [book.applicant(device) for device in _admitted(book, parts, eligible, now)]
     seats = _seats(applicants, parts.settings.uploads_wanted, groups.checkins_max)
     selection = select(applicants, seats, seed, round_number=record.round, mode=parts.settings.selection)
     grouping = form_groups(
@@ -39,7 +48,7 @@ def form(
         survivors_min=_least_members(plan),
         seed=seed,
     )
-    helpers = _helpers(book, plan, beacon)
+    helpers = _helpers(book, plan, _admitted(book, parts, book.helpers, now), beacon)
     if groups.committee == "helpers" and len(helpers) < votes_needed(groups, groups.committee_size):
         return ()
 
@@ -84,11 +93,24 @@ def _least_members(plan: Plan) -> int:
     return max(groups.survivors_min, groups.corrupt_max + 2) if groups.committee == "inline" else groups.survivors_min
 
 
-def _helpers(book: RoundBook, plan: Plan, beacon: bytes) -> tuple[Member, ...]:
+def _admitted(book: RoundBook, parts: RoundParts, devices: Collection[str], now: float) -> list[str]:
+    """Those who may still be placed: what held at check-in, hours ago, may have run out."""
+    admitted = []
+    for device in devices:
+        try:
+            if parts.admit is not None:
+                parts.admit(book.devices[device].checkin, now)
+        except (RefusedError, PeerError):
+            continue
+        admitted.append(device)
+    return admitted
+
+
+def _helpers(book: RoundBook, plan: Plan, admitted: Collection[str], beacon: bytes) -> tuple[Member, ...]:
     """The helpers of all groups: those whom the beacon puts first."""
     if plan.groups.committee != "helpers":
         return ()
-    drawn = sorted(book.helpers, key=lambda h: hash_parts(b"vedette-committee-1", beacon, h.encode()))
+    drawn = sorted(admitted, key=lambda h: hash_parts(b"vedette-committee-1", beacon, h.encode()))
     return tuple(_member(book.devices[h].checkin, 0) for h in sorted(drawn[: plan.groups.committee_size]))
 
 

@@ -282,7 +282,7 @@ class RoundMachine:
             return
         deadline = now + self._ready.collect_s()
         eligible = self._memory.eligible(self._ready.candidates(), self.round)
-        formed = form(self._book, self._plan, self._parts, eligible, beacon=beacon, deadline_s=deadline)
+        formed = form(self._book, self._plan, self._parts, eligible, beacon=beacon, now=now, deadline_s=deadline)
         placed = sum(len(r.members) for r in formed)
         if placed < groups.quorum:
             without = self.waiting - len(eligible)

@@ -10,7 +10,7 @@ from vedette_aggregator.round_settings import RoundSettings
 from vedette_core.learning.optimiser import ServerOptimiser
 from vedette_core.learning.robust.defence import Defence
 from vedette_schemas.envelope import Signer
-from vedette_schemas.round import Plan
+from vedette_schemas.round import CheckIn, Plan
 from vedette_schemas.topics import Topics
 
 
@@ -30,6 +30,7 @@ class RoundParts:
         beacon: reveals the value of an epoch; raises `ConfigError` when the chain is used up.
         seed: 32 secret random bytes, for the selection.
         entropy: unpredictable bytes, for the noise.
+        admit: raises `RefusedError` for a check-in that may not be placed in a group now, whatever it was when it came.
     """
 
     topics: Topics
@@ -43,3 +44,4 @@ class RoundParts:
     beacon: Callable[[int], bytes] = field(repr=False)
     seed: bytes = field(repr=False)
     entropy: Entropy = field(repr=False)
+    admit: Callable[[CheckIn, float], None] | None = field(default=None, repr=False)

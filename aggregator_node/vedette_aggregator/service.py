@@ -8,12 +8,13 @@ import os
 import time
 from datetime import datetime
 from functools import partial
-from itertools import product
 from typing import Final
 
 from vedette_aggregator import alert_store
 from vedette_aggregator.alert_store import AlertStore
+from vedette_aggregator.attestation_desk import AttestationDesk
 from vedette_aggregator.exclusions import Exclusions
+from vedette_aggregator.first_counts import show_zeros
 from vedette_aggregator.fleet import Fleet
 from vedette_aggregator.fleet_event_machine import FleetEventSettings
 from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, TelemetryReceived
@@ -55,7 +56,7 @@ from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
 from vedette_core.runtime.own_certificate import OwnCertificate
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, StateStore
-from vedette_schemas.alert import Alert, AlertState, Severity
+from vedette_schemas.alert import Alert
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
 from vedette_schemas.round import Phase
 from vedette_schemas.topics import Topics
@@ -116,6 +117,10 @@ class AggregatorService:
             on_connect=self._connected,
         )
         self._shell = Shell(self._link, self._store, self._metrics)
+        ring = key_ring(self._node.bundle, settings.site)
+        self._attestation = AttestationDesk(
+            settings.attestation, self._node, self._topics, self._shell, self._store, ring
+        )
         self._releases: dict[str, Releases] = {}
         self._machines: dict[str, RoundMachine] = {}
         self._turns: dict[str, asyncio.Lock] = {}
@@ -129,13 +134,14 @@ class AggregatorService:
         self._follower = RegistryFollower(self._registry, self._put_out, self._changed_beside)
         for task in settings.tasks:
             self._add_task(task)
-        ring = key_ring(self._node.bundle, settings.site)
         bundle, listed = self._node.bundle, settings.identity.revocation_list
         self._revocations = RevocationWatch(ring, self._store, bundle, listed, self._topics, self._metrics)
         self._exclusions = Exclusions(Quarantine(self._store), self._revocations, self._metrics)
         self._own = OwnCertificate(self._node, self._link, self._metrics)
         self._intake = self._make_intake(ring)
-        self._show_zeros()
+        show_zeros(self._metrics, self._machines)
+        for task_name in self._machines:
+            self._show_protection(task_name)
 
     def _add_task(self, task: TaskSection) -> None:
         model = TaskModel.of(task)
@@ -172,6 +178,7 @@ class AggregatorService:
             beacon=self._beacon,
             seed=self._seed(),
             entropy=os.urandom,
+            admit=self._attestation.admit,
         )
         persisted = self._store.all(f"round/{task.task}/") | self._store.all(f"privacy/{task.task}/")
         self._machines[task.task], self._resume[task.task] = RoundMachine.restore(
@@ -183,24 +190,6 @@ class AggregatorService:
         if epoch not in self._beacons:
             self._beacons = {epoch: self._registry.beacon(epoch)} | dict(list(self._beacons.items())[-8:])
         return self._beacons[epoch]
-
-    def _show_zeros(self) -> None:
-        """Counters that start at zero: the first increase of one that was not there before is not seen."""
-        for task in self._machines:
-            for severity, kind in product(Severity, ("magnitude", "sustained")):
-                self._metrics.inc("alerts_received", task, severity.value, kind, AlertState.OPEN.value, by=0)
-            for outcome in ("released", "failed"):
-                self._metrics.inc("rounds", task, outcome, by=0)
-            self._metrics.inc("releases", task, by=0)
-            for outcome in ("opened", "closed"):
-                self._metrics.inc("fleet_events", task, outcome, by=0)
-            for kind in ("score", "schema"):
-                self._metrics.set("drifting_devices", task, kind, value=0)
-            for reason in ("limit", "weight", "canary", "statistics"):
-                self._metrics.inc("groups_dropped", task, reason, by=0)
-            self._metrics.set("round_members", task, value=0)
-            self._show_protection(task)
-            self._metrics.inc("update_bytes", task, by=0)
 
     def _seed(self) -> bytes:
         """Secret of the random selection, made once."""
@@ -257,9 +246,11 @@ class AggregatorService:
     async def _take(self, message: MqttMessage) -> None:
         kind = "unknown"
         try:
-            kind = self._topics.parse(message.topic).kind
-            if kind == "rpc":
-                return  # renewals are between a node and the authority
+            parsed = self._topics.parse(message.topic)
+            kind = parsed.kind
+            if kind == "rpc":  # all others are between a node and the authority
+                await self._attestation.take(parsed, message.payload, time.time())
+                return
             if kind == "revoked":
                 if self._revocations.take(message.payload):
                     self._publish_revocations()  # an older one of ours may have taken its place
@@ -286,6 +277,7 @@ class AggregatorService:
     async def _sort(self, event: Event, payload_bytes: int) -> None:
         match event:
             case CheckInReceived(body):
+                await self._attestation.receive(body, time.time())
                 self._fleet.take_cohort(body.device, body.cohort)
                 await self._handle(body.task, event)
             case UploadReceived(body):
@@ -312,6 +304,7 @@ class AggregatorService:
     def _connected(self, session_present: bool) -> None:
         self._metrics.inc("broker_connects")
         self._jobs.start(self._publish_again(), "republish")
+        self._jobs.start(self._attestation.publish_own(), "own-measurement")
 
     async def _publish_again(self) -> None:
         """The broker may have forgotten everything: put all retained state back."""
@@ -445,6 +438,7 @@ class AggregatorService:
             overdue = time.monotonic() >= anyway
             if overdue:
                 anyway = time.monotonic() + TICK_ANYWAY_S
+            await self._attestation.follow_policy()
             await self._follow_quarantine()
             await self._follower.look()
             for task, machine in self._machines.items():

@@ -145,6 +145,22 @@ class FleetEventsSection(Section):
     window_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0
 
 
+class AttestationSection(Section):
+    """What devices must show of their software before they take part; off without a policy.
+
+    Attributes:
+        policy: policy that ``vedette attest reference`` made; a newer one put in its place counts within seconds.
+        policy_key: public key of whoever signs policies.
+        verifier_key: private key that passports are signed with; the policy lists its public key.
+        publish_own: whether the aggregator measures itself, and retains what it found for everybody.
+    """
+
+    policy: Path | None = None
+    policy_key: Path | None = None
+    verifier_key: Path | None = None
+    publish_own: bool = False
+
+
 class TaskSection(Section):
     """A federated task.
 
@@ -229,6 +245,7 @@ class AggregatorSettings(Settings):
         state_dir: where rounds, releases and received alerts live.
         trust_dir: the release repository: metadata, artifacts and online keys.
         fleet_events: when alerts of many devices are one event.
+        attestation: what devices must show before they take part.
         tasks: the federated tasks.
     """
 
@@ -239,6 +256,7 @@ class AggregatorSettings(Settings):
     identity: AggregatorIdentitySection
     broker: BrokerSection = BrokerSection()
     fleet_events: FleetEventsSection = FleetEventsSection()
+    attestation: AttestationSection = AttestationSection()
     metrics: MetricsSection = MetricsSection(port=9470)
     log: LogSection = LogSection()
     tasks: Annotated[tuple[TaskSection, ...], Field(min_length=1, max_length=8)]

@@ -14,6 +14,7 @@ from vedette import __version__
 from vedette.commands import (
     aggregator,
     alerts,
+    attest,
     broker,
     ca,
     committee,
@@ -52,6 +53,7 @@ app.add_typer(validator.app, name="validator")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(policy.app, name="policy")
 app.add_typer(ca.app, name="ca")
+app.add_typer(attest.app, name="attest")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(config.app, name="config")
 

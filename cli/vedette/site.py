@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vedette import toml_writer
+from vedette.attestation_policy import site_policy
 from vedette_aggregator.registry import Registry
 from vedette_broker import ca
 from vedette_core.crypto.certificates import CertificateRole
@@ -43,6 +44,7 @@ def create(
     aggregator: Mapping[str, Any] | None = None,
     device_tables: Mapping[str, Mapping[str, Any]] | None = None,
     helpers: Sequence[str] = (),
+    attested: bool = False,
 ) -> Site:
     """Make everything that a site needs to start.
 
@@ -55,6 +57,7 @@ def create(
         aggregator: further tables of the aggregator's settings.
         device_tables: further tables of each device's settings, by id.
         helpers: ids of committee helpers.
+        attested: whether devices and helpers must show the software that is installed here.
 
     Raises:
         ConfigError: the folder is in use, an id is not valid or given twice.
@@ -92,6 +95,11 @@ def create(
             **(aggregator or {}),
         },
     }
+    if attested:
+        tables = site_policy(directory / "attestation", site)
+        made["aggregator"]["attestation"], node_table = tables["aggregator"], {"attestation": tables["node"]}
+    else:
+        node_table = {}
     for device in devices:
         made[device] = {
             "site": site,
@@ -102,6 +110,7 @@ def create(
                 "trust_root": directory / "root.json",
             },
             "broker": broker,
+            **node_table,
             **(device_tables or {}).get(device, {}),
         }
     for helper in helpers:
@@ -115,6 +124,7 @@ def create(
                 "trust_root": directory / "root.json",
             },
             "broker": broker,
+            **node_table,
         }
     for name, tables in made.items():
         _write(configs / f"{name}.toml", toml_writer.dumps(tables))

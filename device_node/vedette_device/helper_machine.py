@@ -185,6 +185,8 @@ class HelperMachine:
         release = self._release
         if release is None or release.plan.groups.committee != "helpers" or self._refused_at == self._record.seen:
             return
+        if self._identity.awaits_attestation:
+            return
         pair = self._new_key()
         seq = max(self._record.seq + 1, int(now))
         message_id, sealed = self._say().checkin(pair, seq=seq, examples=1, model_version=release.version)

@@ -56,10 +56,21 @@ class HelperService:
                 database=settings.state_dir / "committee.db",
                 trust_dir=settings.state_dir / "trust",
                 tasks=settings.tasks,
+                attestation=settings.attestation,
+                settings=settings,
             ),
         )
         self._turns = {task: asyncio.Lock() for task in settings.tasks}
-        identity = DeviceIdentity(node.id, node.certificate, node.intermediate, node.signer, _NO_SCHEMA, role="unmask")
+        identity = DeviceIdentity(
+            node.id,
+            node.certificate,
+            node.intermediate,
+            node.signer,
+            _NO_SCHEMA,
+            role="unmask",
+            passport=None if session.attestation is None else session.attestation.passport,
+        )
+        self._newest: dict[str, ReleaseVerified] = {}
         restored = {
             task: HelperMachine.restore(
                 session.store.all(f"participant/{task}/") | session.store.all(f"committee/{task}/"),
@@ -116,7 +127,14 @@ class HelperService:
         trust = self._session.trust
         packed = await asyncio.to_thread(trust.download, plan)
         event = ReleaseVerified(release.version, weights.sha256, plan.sha256, read_plan(packed), trust.beacon_anchor)
+        self._newest[release.task] = event
         await self.handle(release.task, event)
+
+    async def attested(self) -> None:
+        """See `RoundMember.attested`."""
+        # The machine follows its round again with the release that it has.
+        for task, event in list(self._newest.items()):
+            await self.handle(task, event)
 
 
 def serve(settings: CommitteeSettings) -> None:

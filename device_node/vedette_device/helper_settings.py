@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vedette_core.runtime.config import Settings
 from vedette_core.runtime.sections import BrokerSection, LogSection, MetricsSection
-from vedette_device.settings import IdentitySection, SpoolSection, Task
+from vedette_device.settings import AttestationSection, IdentitySection, SpoolSection, Task
 from vedette_schemas.topics import ID_PATTERN
 
 
@@ -30,5 +30,6 @@ class CommitteeSettings(Settings):
     identity: IdentitySection
     broker: BrokerSection = BrokerSection()
     spool: SpoolSection = SpoolSection()
+    attestation: AttestationSection = AttestationSection()
     metrics: MetricsSection = MetricsSection(port=9472)
     log: LogSection = LogSection()

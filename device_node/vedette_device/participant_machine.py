@@ -284,6 +284,8 @@ class ParticipantMachine:
         release = self._release
         if release is None or not self._fits() or self._examples < release.plan.training.examples_min:
             return
+        if self._identity.awaits_attestation:
+            return
         if self._refused_at == self._record.seen or self._record.is_exhausted(release.plan, earliest[0]):
             return
         if self._may_join is not None and self._may_join(now, earliest[0]):

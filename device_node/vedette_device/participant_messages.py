@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -42,6 +43,7 @@ class DeviceIdentity:
         feature_schema: digest of the feature schema that this device computes for the task.
         role: ``contribute``, or ``unmask`` for a helper.
         cohort: what kind of device it is, in the operator's words.
+        passport: the attestation result that holds now, empty if there is none yet; None where none is asked for.
     """
 
     device: str
@@ -51,6 +53,12 @@ class DeviceIdentity:
     feature_schema: str
     role: Literal["contribute", "unmask"] = "contribute"
     cohort: str = ""
+    passport: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def awaits_attestation(self) -> bool:
+        """Whether a check-in would lack a result that this node is about to get."""
+        return self.passport is not None and not self.passport()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,7 @@ class ParticipantMessages:
             model_version=model_version,
             cohort=who.cohort,
             sketch=sketch,
+            attestation=b"" if who.passport is None else who.passport(),
         )
         return body.id, seal(body, CHECKIN_TYPE, self.identity.device, self.identity.signer)
 

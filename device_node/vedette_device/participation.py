@@ -92,6 +92,7 @@ class Participation:
         peers: the site's anchors, to believe the certificates of others by.
         budget: what the operator lets this device spend.
         cohort: what kind of device this is, in the operator's words.
+        passport: the attestation result that holds now, where one is asked for.
         plain_allowed: whether an update may leave that the aggregator can read.
     """
 
@@ -107,6 +108,7 @@ class Participation:
         peers: KeyRing,
         budget: BudgetBook,
         cohort: str = "",
+        passport: Callable[[], bytes] | None = None,
         plain_allowed: bool = False,
     ) -> None:
         self.task = pipeline.task
@@ -124,6 +126,7 @@ class Participation:
                 node.signer,
                 pipeline.schema.digest,
                 cohort=cohort,
+                passport=passport,
             ),
             new_key=new_key,
             peers=peers,
@@ -233,6 +236,10 @@ class Participation:
             return await asyncio.to_thread(train), None
         finally:
             self._budget.record(time.time(), self.task, effect.round, cpu_s)
+
+    async def attested(self) -> None:
+        """There is an attestation result to check in with."""
+        await self.collected()
 
     async def collected(self) -> None:
         """There are more rows to train on."""

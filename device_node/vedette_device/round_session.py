@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from pydantic import BaseModel
+
 from vedette_core.machine import Connected, Event, Tick
 from vedette_core.runtime.identity import AGGREGATOR_ID, NodeIdentity, client_context, key_ring, learn_aggregator
 from vedette_core.runtime.jobs import Jobs
@@ -22,12 +24,13 @@ from vedette_core.runtime.sections import BrokerSection
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, Outbox, StateStore
 from vedette_core.secagg.committee import CloseReceived, OpeningReceived
+from vedette_device.attestation_session import AttestationSession
 from vedette_device.credentials import Credentials
 from vedette_device.intake import Intake
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened
 from vedette_device.release_follower import ReleaseFollower
 from vedette_device.retained import RetainedReader
-from vedette_device.settings import SpoolSection
+from vedette_device.settings import AttestationSection, SpoolSection
 from vedette_device.trust import TrustClient
 from vedette_device.verified_release import VerifiedRelease
 from vedette_schemas.errors import PeerError, VedetteError
@@ -53,6 +56,9 @@ class RoundMember(Protocol):
     async def take_release(self, release: VerifiedRelease) -> None:
         """Take a task's active release; may raise what a download raises."""
 
+    async def attested(self) -> None:
+        """There is an attestation result to check in with."""
+
     def next_deadline(self, task: str) -> float | None:
         """When a task wants a `Tick`, epoch seconds."""
 
@@ -71,6 +77,8 @@ class SessionParts:
         database: the node's SQLite file.
         trust_dir: where the newest release metadata are kept.
         tasks: whose rounds are followed.
+        attestation: how it shows what runs here.
+        settings: what is measured as its configuration.
     """
 
     broker: BrokerSection
@@ -79,6 +87,8 @@ class SessionParts:
     database: Path
     trust_dir: Path
     tasks: Sequence[str]
+    attestation: AttestationSection | None = None
+    settings: BaseModel | None = None
 
 
 class RoundSession:
@@ -97,6 +107,7 @@ class RoundSession:
         jobs: what runs beside it.
         credentials: the node's own certificates, and the newest revocation list.
         trust: finds and downloads releases; there once it runs.
+        attestation: gets this node's attestation results; None where it is not enabled.
 
     Raises:
         ConfigError: a bundle, root of trust or state directory that cannot be used.
@@ -127,6 +138,8 @@ class RoundSession:
         )
         self._follower = ReleaseFollower(self._refresh, lambda: self._link.connected)
         self._reader: RetainedReader | None = None
+        self._member: RoundMember | None = None
+        self.attestation = self._attest()
 
     async def run(self, member: RoundMember, stop: asyncio.Event, *, drain_s: float = DRAIN_S) -> None:
         """Feed a member until `stop` is set.
@@ -145,6 +158,8 @@ class RoundSession:
         await member.start()
         for topic in (self.topics.receipt(self._node.id), self.topics.committee(self._node.id), timestamp):
             await self._link.subscribe(topic)
+        if self.attestation is not None:
+            await self._link.subscribe(self.attestation.topic)
         await self.credentials.subscribe()
         await self._link.start()
         background = [
@@ -164,6 +179,8 @@ class RoundSession:
                 job.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await self.jobs.cancel()
+            if self.attestation is not None:
+                await self.attestation.stop()
             await self._link.stop()
             self._database.close()
 
@@ -186,23 +203,31 @@ class RoundSession:
             if message.topic == self.topics.trust(TIMESTAMP_FILE):
                 self._follower.want()
             return
+        if self.attestation is not None and message.topic == self.attestation.topic:
+            await self.attestation.take(message.topic, message.payload)
+            return
         if await self.credentials.take(message):
             return
         event = self._intake.take(message.topic, message.payload)
+        member = self._follow()
         match event:
             case RoundOpened(body) | RosterReceived(body) | CloseReceived(body) | OpeningReceived(body):
-                await self._member.handle(body.task, event)
+                await member.handle(body.task, event)
             case ReceiptReceived(receipt):
                 for item in receipt.items:
                     if item.outcome == "rejected":
                         log.warning("%s: the aggregator rejected %s: %s", self._node.id, item.id, item.reason)
                     self.shell.receipt(item.id)
                 for task in self._parts.tasks:
-                    await self._member.handle(task, event)
+                    await member.handle(task, event)
+                if self.attestation is not None:
+                    await self.attestation.heard(receipt)
 
     def _renewed(self, node: NodeIdentity) -> None:
         self._node = node
-        self._member.renewed(node)
+        if self.attestation is not None:
+            self.attestation.renewed(node)
+        self._follow().renewed(node)
 
     def _connected(self, session_present: bool) -> None:
         self.metrics.inc("broker_connects")
@@ -211,13 +236,37 @@ class RoundSession:
     async def _after_connect(self) -> None:
         self.shell.flush()
         self._follower.want()
+        if self.attestation is not None:
+            await self.attestation.connected()
         for task in self._parts.tasks:
-            await self._member.handle(task, Connected())
+            await self._follow().handle(task, Connected())
+
+    def _attest(self) -> AttestationSession | None:
+        parts = self._parts
+        if parts.attestation is None or not parts.attestation.enabled:
+            return None
+        return AttestationSession(
+            self._node,
+            parts.attestation,
+            parts.settings,
+            self.topics,
+            self.shell,
+            self.store,
+            self.peers,
+            self._attested,
+        )
+
+    async def _attested(self) -> None:
+        await self._follow().attested()
+
+    def _follow(self) -> RoundMember:
+        assert self._member is not None, "there before anything comes in"
+        return self._member
 
     async def _refresh(self) -> bool:
         try:
             for release in await asyncio.to_thread(self.trust.refresh):
-                await self._member.take_release(release)
+                await self._follow().take_release(release)
         except VedetteError as error:
             log.warning("%s: %s", self._node.id, error)
             return False
@@ -228,7 +277,9 @@ class RoundSession:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            if self.attestation is not None:
+                await self.attestation.tick()
             for task in self._parts.tasks:
-                deadline = self._member.next_deadline(task)
+                deadline = self._follow().next_deadline(task)
                 if deadline is not None and deadline <= time.time():
-                    await self._member.handle(task, Tick())
+                    await self._follow().handle(task, Tick())

@@ -29,6 +29,7 @@ from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, Outbox, OutboxMessage, StateStore
 from vedette_core.secagg.committee import CloseReceived, OpeningReceived
 from vedette_device.artifact_download import How
+from vedette_device.attestation_session import AttestationSession
 from vedette_device.budget_book import BudgetBook
 from vedette_device.credentials import Credentials
 from vedette_device.enforcement import Enforcement
@@ -134,6 +135,7 @@ class DeviceService:
         self._follower = ReleaseFollower(self._refresh, lambda: self._link.connected)
         self._updates: dict[str, Updates] = {}
         self._participations: dict[str, Participation] = {}
+        self._attestation = self._attest() if settings.attestation.enabled else None
         self._policy = Enforcement(settings, self._store, self._metrics) if settings.policy.enabled else None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -149,6 +151,8 @@ class DeviceService:
             self._jobs.start(self._policy.run(), "policy")
         await self._link.subscribe(self._topics.receipt(self._node.id))
         await self._link.subscribe(self._topics.committee(self._node.id))
+        if self._attestation is not None:
+            await self._link.subscribe(self._attestation.topic)
         await self._link.subscribe(self._topics.trust(TIMESTAMP_FILE))
         await self._credentials.subscribe()
         await self._link.start()
@@ -181,6 +185,8 @@ class DeviceService:
                 job.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await self._jobs.cancel()
+            if self._attestation is not None:
+                await self._attestation.stop()
             if self._policy is not None:
                 await self._policy.stop()
             await self._link.stop()
@@ -202,6 +208,23 @@ class DeviceService:
         server, port = serve_metrics(self._metrics, self._settings.metrics.port, self._settings.metrics.host)
         log.info("metrics on http://%s:%d/metrics", self._settings.metrics.host, port)
         return server
+
+    def _attest(self) -> AttestationSession:
+        return AttestationSession(
+            self._node,
+            self._settings.attestation,
+            self._settings,
+            self._topics,
+            self._shell,
+            self._store,
+            self._peers,
+            self._attested,
+            lambda: [u.active.active_model() for u in self._updates.values() if u.active is not None],
+        )
+
+    async def _attested(self) -> None:
+        for participation in self._participations.values():
+            await participation.attested()
 
     async def _assemble(self) -> None:
         state_dir, training = self._settings.state_dir, asyncio.Lock()
@@ -240,6 +263,7 @@ class DeviceService:
                 peers=self._peers,
                 budget=budget,
                 cohort=learning.cohort,
+                passport=None if self._attestation is None else self._attestation.passport,
                 plain_allowed=self._plain_allowed,
             )
             pipeline.on_collected = partial(self._announce_rows, task)
@@ -272,6 +296,9 @@ class DeviceService:
             if message.topic == self._topics.trust(TIMESTAMP_FILE):
                 self._follower.want()
             return
+        if self._attestation is not None and message.topic == self._attestation.topic:
+            await self._attestation.take(message.topic, message.payload)
+            return
         if await self._credentials.take(message):
             return
         event = self._intake.take(message.topic, message.payload)
@@ -289,6 +316,8 @@ class DeviceService:
                     self._shell.receipt(item.id)
                 for participation in self._participations.values():
                     await participation.handle(event)
+                if self._attestation is not None:
+                    await self._attestation.heard(receipt)
 
     def _connected(self, session_present: bool) -> None:
         self._metrics.inc("broker_connects")
@@ -298,10 +327,14 @@ class DeviceService:
         self._publish_state("stopped" if self._leaving else "online")
         self._shell.flush()
         self._follower.want()
+        if self._attestation is not None:
+            await self._attestation.connected()
         for participation in self._participations.values():
             await participation.handle(Connected())
 
     def _renewed(self, node: NodeIdentity) -> None:
+        if self._attestation is not None:
+            self._attestation.renewed(node)
         for participation in self._participations.values():
             participation.machine.take_certificate(node.certificate, node.intermediate)
 
@@ -424,6 +457,8 @@ class DeviceService:
             overdue = time.monotonic() >= anyway
             if overdue:
                 anyway = time.monotonic() + TICK_ANYWAY_S
+            if self._attestation is not None:
+                await self._attestation.tick(overdue)
             for participation in self._participations.values():
                 if overdue or _is_due(participation.machine.next_deadline()):
                     await participation.handle(Tick())

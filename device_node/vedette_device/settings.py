@@ -78,6 +78,35 @@ class ParticipationSection(Section):
         )
 
 
+class AttestationSection(Section):
+    """How this node shows what runs on it; see `vedette_device.attester`.
+
+    Attributes:
+        enabled: whether it asks for attestation results, and checks in only with one.
+        tier: what stands behind its word: 0 its identity key, 1 a chained boot, 2 a TPM 2.0.
+        boot_dir: for tier 1, the folder that the boot stage wrote (`vedette attest boot`).
+        tcti: for tier 2, how tpm2-tools reach the TPM; empty for their own choice.
+        ak_handle: for tier 2, persistent handle of the attestation key.
+        pcrs: for tier 2, registers of the SHA-256 bank that a quote is about, ascending.
+    """
+
+    enabled: bool = False
+    tier: Annotated[int, Field(ge=0, le=2)] = 0
+    boot_dir: Path | None = None
+    tcti: Annotated[str, Field(max_length=256)] = ""
+    ak_handle: Annotated[str, Field(pattern=r"^0x81[0-9a-fA-F]{6}$")] = "0x81010110"
+    pcrs: Annotated[tuple[Annotated[int, Field(ge=0, lt=24)], ...], Field(min_length=1, max_length=24)] = (
+        0, 1, 2, 3, 4, 5, 6, 7,
+    )  # fmt: skip
+
+    @field_validator("pcrs")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("registers are not ascending, each once")
+        return value
+
+
 class ReplaySection(Section):
     """How a recorded file is replayed; a live source is not affected.
 
@@ -369,6 +398,7 @@ class DeviceSettings(Settings):
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
     policy: PolicySection = PolicySection()
+    attestation: AttestationSection = AttestationSection()
     network: NetworkSection | None = None
     sensor: SensorSection | None = None
     behaviour: BehaviourSection | None = None

@@ -203,6 +203,19 @@ class Topics:
         """Topic of committee work for a device."""
         return f"{self.root}/device/{device}/down/committee"
 
+    def rpc_up(self, device: str, name: str) -> str:
+        """Topic of a device's question to the aggregator, or its answer."""
+        return f"{self.root}/device/{device}/up/rpc/{name}"
+
+    def rpc_down(self, device: str, name: str) -> str:
+        """Topic of the aggregator's answer to a device, or its question."""
+        return f"{self.root}/device/{device}/down/rpc/{name}"
+
+    @property
+    def attestation(self) -> str:
+        """Retained topic of the aggregator's own measurement."""
+        return f"{self.root}/public/attestation"
+
     def round(self, task: str) -> str:
         """Retained topic of a task's current round."""
         return f"{self.root}/public/round/{task}"
@@ -285,7 +298,7 @@ class Parsed:
 
     Attributes:
         kind: the conversation: ``alert state telemetry fl rpc receipt command committee round group trust
-            artifact rollout revoked intel label enrol``.
+            artifact rollout revoked intel attestation label enrol``.
         device: the device's id, for ``device/`` topics; the labelled alert's id for ``label``; the token's for
             ``enrol``.
         task: for ``fl``, ``round``, ``group`` and ``rollout``.
@@ -331,7 +344,7 @@ def _parse(topics: Topics, topic: str) -> Parsed:
             return Parsed("artifact", key=digest)
         case ["public", "artifact", digest, chunk] if _SHA256.fullmatch(digest) and _number(chunk):
             return Parsed("artifact", key=digest, index=int(chunk))
-        case ["public", ("revoked" | "intel") as kind]:
+        case ["public", ("revoked" | "intel" | "attestation") as kind]:
             return Parsed(kind)
         case ["enrol", token, ("up" | "down")] if _ID.fullmatch(token) and token.startswith(TOKEN_ID_PREFIX):
             return Parsed("enrol", device=token)

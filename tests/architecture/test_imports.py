@@ -19,6 +19,7 @@ MODULES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 PURE_PLACES = (
     "schemas/vedette_schemas/",
     "core/vedette_core/machine.py",
+    "core/vedette_core/attestation/",
     "core/vedette_core/crypto/",
     "core/vedette_core/learning/",
     "core/vedette_core/privacy/",

@@ -13,11 +13,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+import golden_attestation as attest
 import golden_round as group
 from golden_round import checkin, roster, upload
 from golden_site import AGGREGATOR, BEACON, CHAIN, DEVICE, DEVICES, HELPER, MODEL, PLAN, SITE, TOKEN, TestKeys, plan
 
-from vedette_schemas import alert, codec, enrolment, envelope, features, model, secagg, telemetry, trust
+from vedette_schemas import (
+    alert,
+    attestation,
+    codec,
+    enrolment,
+    envelope,
+    features,
+    model,
+    secagg,
+    telemetry,
+    trust,
+)
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.topics import FlStep
@@ -274,6 +286,30 @@ def good() -> list[Good]:
         Good("enrolment answered", certificates(), "msgpack", SITE.enrolment_reply(TOKEN)),
         Good("renewal", renew_request(), "sealed", SITE.renewal_request(DEVICE), enrolment.RENEW_TYPE, DEVICE),
         Good("renewal refused", no_certificates(), "msgpack", SITE.renewal_reply(DEVICE)),
+        *_attestation(),
+    ]
+
+
+def _attestation() -> list[Good]:
+    up, down = SITE.rpc_up(DEVICE, attestation.RPC_NAME), SITE.rpc_down(DEVICE, attestation.RPC_NAME)
+
+    def good(name: str, message: Message, kind: str, sender: str, topic: str = "") -> Good:
+        return Good(name, message, "sealed", topic, kind, sender)
+
+    return [
+        good("attestation request", attest.request(), attestation.REQUEST_TYPE, DEVICE, up),
+        good("attestation challenge", attest.challenge(), attestation.CHALLENGE_TYPE, AGGREGATOR, down),
+        Good("attestation claims", attest.claims(), "msgpack"),
+        good("evidence of tier 0", attest.evidence(), attestation.EVIDENCE_TYPE, DEVICE, up),
+        good("evidence of tier 1", attest.boot_evidence(), attestation.EVIDENCE_TYPE, DEVICE, up),
+        good("evidence of tier 2", attest.tpm_evidence(), attestation.EVIDENCE_TYPE, DEVICE, up),
+        good("attestation answer", attest.answer(), attestation.ANSWER_TYPE, AGGREGATOR, down),
+        good("attestation refusal", attest.refusal(), attestation.ANSWER_TYPE, AGGREGATOR, down),
+        good("passport", attest.passport(), attestation.PASSPORT_TYPE, attestation.VERIFIER_ID),
+        good("attestation policy", attest.policy(), attestation.POLICY_TYPE, attestation.POLICY_ID),
+        good("attesting keys shown", attest.enrolment_request(), attestation.ENROLMENT_TYPE, DEVICE),
+        Good("attesting keys", attest.enrolment(), "msgpack"),
+        good("aggregator statement", attest.statement(), attestation.STATEMENT_TYPE, AGGREGATOR, SITE.attestation),
     ]
 
 
@@ -303,4 +339,5 @@ def digests() -> dict[str, Any]:
         "network_flows_digest": features.NETWORK_FLOWS.digest,
         "sensor_schema_digest": features.sensor_schema(("level_m", "flow_m3_s")).digest,
         **group.digests(),
+        **attest.digests(),
     }

@@ -22,6 +22,8 @@ DEVICES: Final = ("gw-01", "gw-02", "gw-03", "gw-04", "gw-05", "gw-06")
 HELPER: Final = "helper-1"
 DEVICE: Final = DEVICES[0]
 TOKEN: Final = "enrol-0123456789abcdef"
+OWN_KEYS: Final = ("verifier", "policy", TOKEN)
+"""Senders that have a key of their own, and no certificate."""
 
 MODEL: Final = hashlib.sha256(b"golden model").hexdigest()
 CHAIN: Final = BeaconChain(hashlib.sha256(b"golden seed of a beacon").digest(), 4)
@@ -39,13 +41,13 @@ def round_key(identity: str) -> KeyPair:
 
 
 class TestKeys:
-    """Signs and verifies for `aggregator`, the devices ``gw-01`` … ``gw-06``, ``helper-1`` and a token."""
+    """Signs and verifies for `aggregator`, the devices ``gw-01`` … ``gw-06``, ``helper-1`` and `OWN_KEYS`."""
 
     __test__ = False  # not a class of tests
 
     def __init__(self, identity: str = AGGREGATOR) -> None:
         self._own = private_key(identity)
-        self._public = {name: private_key(name).public_key() for name in (AGGREGATOR, *DEVICES, HELPER, TOKEN)}
+        self._public = {name: private_key(name).public_key() for name in (AGGREGATOR, *DEVICES, HELPER, *OWN_KEYS)}
 
     def sign(self, data: bytes) -> bytes:
         return self._own.sign(data)

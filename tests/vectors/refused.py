@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import golden_attestation as attest
 import msgpack
 from golden import (
     DEVICE,
@@ -27,7 +28,7 @@ from golden import (
 from golden_round import close, opening, shares, vote
 from golden_site import AGGREGATOR, TOKEN
 
-from vedette_schemas import alert, codec, enrolment, envelope, model, secagg, telemetry, trust
+from vedette_schemas import alert, attestation, codec, enrolment, envelope, model, secagg, telemetry, trust
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.topics import WIRE_VERSION
@@ -250,6 +251,38 @@ def bad() -> list[Bad]:
         Bad("header of 63 bytes", rounds.Upload, "msgpack", _with(upload(), header=bytes(63)), "schema", "header"),
         Bad("upload that says its weight", rounds.Upload, "msgpack", _with(upload(), weight=2), "schema",
             "weight: Extra inputs"),
+        # Attestation.
+        Bad("nonce of 31 bytes", attestation.Challenge, "msgpack", _with(attest.challenge(), nonce=bytes(31)),
+            "schema", "nonce"),
+        Bad("claims of another profile", attestation.Claims, "msgpack",
+            _with(attest.claims(), eat_profile="tag:vedette,2026:attestation-2"), "schema", "eat_profile"),
+        Bad("measurements out of order", attestation.Claims, "msgpack",
+            _with(attest.claims(), measurements=tuple(reversed(_plain(attest.claims())["measurements"]))), "schema",
+            "measurements are not sorted"),
+        Bad("a component twice", attestation.Claims, "msgpack",
+            _with(attest.claims(), measurements=_plain(attest.claims())["measurements"][:1] * 2), "schema",
+            "not sorted and unique"),
+        Bad("debug state 5", attestation.Claims, "msgpack", _with(attest.claims(), dbgstat=5), "schema", "dbgstat"),
+        Bad("evidence of tier 3", attestation.Evidence, "msgpack", _with(attest.evidence(), tier=3), "schema", "tier"),
+        Bad("nine boot layers", attestation.Evidence, "msgpack",
+            _with(attest.boot_evidence(), chain=_plain(attest.boot_evidence())["chain"][:1] * 9), "schema", "chain"),
+        Bad("a register twice", attestation.Evidence, "msgpack",
+            _with(attest.tpm_evidence(), pcrs=_plain(attest.tpm_evidence())["pcrs"][:1] * 2), "schema",
+            "pcrs are not sorted"),
+        Bad("passport of two days", attestation.Passport, "msgpack",
+            _with(attest.passport(), exp=attest.NOW + 172_800.0), "schema", "at most 86400"),
+        Bad("passport that ends before it begins", attestation.Passport, "msgpack",
+            _with(attest.passport(), exp=attest.NOW - 1.0), "schema", "more than 0"),
+        Bad("passport of another verdict", attestation.Passport, "msgpack",
+            _with(attest.passport(), verdict="warning"), "schema", "verdict"),
+        Bad("policy without references", attestation.AttestationPolicy, "msgpack",
+            _with(attest.policy(), references=()), "schema", "references"),
+        Bad("policy signed by the aggregator", attestation.AttestationPolicy, "sealed",
+            Good("", attest.policy(), "sealed", "", attestation.POLICY_TYPE, AGGREGATOR).data(), "sender",
+            "expected 'policy'", attestation.POLICY_TYPE, attestation.POLICY_ID),
+        Bad("a challenge where an answer is due", attestation.AttestationAnswer, "sealed",
+            Good("", attest.challenge(), "sealed", "", attestation.CHALLENGE_TYPE, AGGREGATOR).data(), "type",
+            "attest.challenge", attestation.ANSWER_TYPE, AGGREGATOR),
         # The committee.
         Bad("close without survivors", secagg.Close, "msgpack", _with(close(), survivors=()), "schema", "survivors"),
         Bad("survivors out of order", secagg.Close, "msgpack",

@@ -13,15 +13,15 @@ import pytest
 import regenerate
 
 from vedette_core.secagg.aggregator import Unmasking, UploadEvidence
-from vedette_schemas import alert, codec, enrolment, envelope, model, secagg, telemetry, trust
+from vedette_schemas import alert, attestation, codec, enrolment, envelope, model, secagg, telemetry, trust
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.errors import PeerError
-from vedette_schemas.topics import Role, Topics
+from vedette_schemas.topics import RENEW, Role, Topics
 
 CLASSES: dict[str, type[Message]] = {
     c.__name__: c
-    for module in (alert, enrolment, model, rounds, secagg, telemetry, trust)
+    for module in (alert, attestation, enrolment, model, rounds, secagg, telemetry, trust)
     for c in vars(module).values()
     if isinstance(c, type) and issubclass(c, Message) and c is not Message
 }
@@ -51,7 +51,8 @@ def test_a_good_message_is_decoded(vector: dict[str, Any]) -> None:
         branch = site.parse(vector["topic"]).device or ""
         kind, up = site.parse(vector["topic"]).kind, "/up" in vector["topic"]
         outside = Role.BOOTSTRAP if kind == "enrol" else Role.DEVICE
-        inside = Role.AUTHORITY if kind in ("enrol", "rpc") else Role.AGGREGATOR
+        renewal = kind == "rpc" and site.parse(vector["topic"]).key == RENEW
+        inside = Role.AUTHORITY if kind == "enrol" or renewal else Role.AGGREGATOR
         writer = (outside, branch) if up else (inside, inside.value)
         assert site.may_publish(*writer, vector["topic"])
 
@@ -73,7 +74,7 @@ def test_a_bad_message_is_refused_with_its_reason(vector: dict[str, Any]) -> Non
 def test_every_message_that_travels_alone_has_a_vector() -> None:
     inside = {"FeatureReason", "AlertModel", "ActiveModel", "DetectorReport", "DriftReport", "ReceiptItem",
               "TrainingPlan", "UpdatePlan", "GroupPlan", "PrivacyPlan", "Member", "UploadHeader", "Survivor",
-              "DeviceShares", "ReleaseDiff"}  # fmt: skip
+              "DeviceShares", "ReleaseDiff", "Measurement", "BootLayer", "Pcr", "Reference"}  # fmt: skip
     assert {v["message"] for v in committed("messages.json")} == CLASSES.keys() - inside
 
 

@@ -19,6 +19,7 @@ class Scenario(StrEnum):
     ATTACKS = "attacks"
     DROPOUT = "dropout"
     POISONED = "poisoned-device"
+    TAMPERED = "tampered-device"
     REVOKED = "revoked-device"
     STOLEN_KEY = "stolen-release-key"
 
@@ -39,7 +40,8 @@ def demo(
         typer.Option(
             "--scenario",
             help="attacks; or dropout: a fifth of the devices vanish in every round; or poisoned-device: some lie; or "
-            "revoked-device: nobody listens to one any more; or stolen-release-key: a thief signs a release.",
+            "tampered-device: one runs altered software; or revoked-device: nobody listens to one any more; or "
+            "stolen-release-key: a thief signs a release.",
         ),
     ] = Scenario.ATTACKS,
     insecure_plain_updates: Annotated[
@@ -83,11 +85,13 @@ def _play(
     from vedette.demo.revoked_device import broken_revoked, run_revoked
     from vedette.demo.stage import ScenarioOptions
     from vedette.demo.stolen_key import broken_stolen_key, run_stolen_key
+    from vedette.demo.tampered_device import broken_tampered, run_tampered
 
     options = ScenarioOptions(data or SHIPPED, keep, timeout_s, plain, _quiet if as_json else typer.echo)
     run, broken = {
         Scenario.DROPOUT: (run_dropout, broken_dropout),
         Scenario.POISONED: (run_poisoned, broken_poisoned),
+        Scenario.TAMPERED: (run_tampered, broken_tampered),
         Scenario.REVOKED: (run_revoked, broken_revoked),
         Scenario.STOLEN_KEY: (run_stolen_key, broken_stolen_key),
     }[scenario]

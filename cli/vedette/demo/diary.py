@@ -23,6 +23,7 @@ class Diary:
         versions: newest release that each device has.
         lists: number of the newest revocation list that each device took over the broker.
         returns: how often a device came back.
+        attested: devices that were given an attestation result.
     """
 
     joined: dict[Place, dict[int, set[str]]] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Diary:
     versions: dict[str, int] = field(default_factory=dict)
     lists: dict[str, int] = field(default_factory=dict)
     returns: int = 0
+    attested: set[str] = field(default_factory=set)
 
     def take(self, line: str) -> None:
         """Take one line of `vedette.demo.swarm`."""
@@ -48,6 +50,8 @@ class Diary:
                 self.survivors.setdefault(_place(entry), {})[int(entry["gid"])] = tuple(entry["survivors"])
             case "release":
                 self.versions[device] = max(int(entry["version"]), self.versions.get(device, 0))
+            case "attested":
+                self.attested.add(device)
             case "revocations":
                 self.lists[device] = int(entry["number"])
             case "back":

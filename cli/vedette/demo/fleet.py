@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -57,7 +58,14 @@ class Fleet:
         """
         self.start_program(name, sys.executable, "-m", "vedette.main", *arguments, ends=ends)
 
-    def start_program(self, name: str, *command: str, ends: bool = False, out: Path | None = None) -> None:
+    def start_program(
+        self,
+        name: str,
+        *command: str,
+        ends: bool = False,
+        out: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start another program; see `start`.
 
         Args:
@@ -65,6 +73,7 @@ class Fleet:
             command: program and arguments.
             ends: whether it ends by itself when its work is done.
             out: file for its standard output, where that is data; else it goes to the log file.
+            environment: variables of its own.
         """
         self.logs.mkdir(parents=True, exist_ok=True)
         path = self.logs / f"{name}.log"
@@ -74,7 +83,7 @@ class Fleet:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=log,
-                env={**os.environ, **LEAN},
+                env={**os.environ, **LEAN, **(environment or {})},
                 start_new_session=True,
             )
         self._members.append(_Member(name, process, path, ends))

@@ -139,6 +139,8 @@ class _Life:
             database=own / "node.db",
             trust_dir=own / "trust",
             tasks=(settings.task,),
+            attestation=settings.attestation,
+            settings=settings,
         )
         self._session = RoundSession(node, parts)
         self._session.credentials.on_list = lambda number: self._say("revocations", device=node.id, number=number)
@@ -168,6 +170,7 @@ class _Life:
             self._training,
             peers=session.peers,
             budget=budget,
+            passport=None if session.attestation is None else session.attestation.passport,
             plain_allowed=self._settings.insecure_plain_updates,
         )
         self._participation.lie, self._participation.say = self._lie, self._say
@@ -200,6 +203,12 @@ class _Life:
         await self._participation.take_release(release)
         weights = release.targets[Variant.WEIGHTS]
         self._say("release", device=self._node.id, version=release.version, sha256=weights.sha256)
+
+    async def attested(self) -> None:
+        """See `RoundMember.attested`."""
+        assert self._participation is not None
+        self._say("attested", device=self._node.id)
+        await self._participation.attested()
 
     async def _carry_out(self, effects: Sequence[Effect]) -> None:
         await self._session.shell.carry_out(effects, self._special)

@@ -29,6 +29,7 @@ TASK: Final = "network"
 POLL_S: Final = 0.1
 DRAIN_S: Final = 2.0
 """How long stragglers are given to verify the last release."""
+TAMPERED_CONFIG: Final = "swarm-tampered.toml"
 FLAG: Final = "--insecure-plain-updates"
 Line = Callable[[str], None]
 
@@ -65,6 +66,9 @@ class StagePlan:
         helpers: ids of committee helpers.
         aggregator: further tables of the aggregator's settings.
         arrange: changes the site before anything of it starts.
+        attested: whether everybody must show the software that is installed here.
+        tampered: nodes that run altered software, in a process of their own.
+        packages: folder with that software.
     """
 
     devices: tuple[str, ...]
@@ -75,6 +79,9 @@ class StagePlan:
     helpers: tuple[str, ...] = ()
     aggregator: Mapping[str, Any] = field(default_factory=dict)
     arrange: Callable[[Site], None] | None = None
+    attested: bool = False
+    tampered: tuple[str, ...] = ()
+    packages: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +235,18 @@ async def staged(options: ScenarioOptions, prepare: Callable[[Path], StagePlan])
             fleet.start(helper, "committee", "run", "-c", str(config))
         lines = base / "logs" / "swarm.jsonl"
         start_swarm(fleet, swarm, lines)
+        if acts.tampered and acts.packages is not None:
+            altered = swarm.with_name(TAMPERED_CONFIG)
+            start_swarm(fleet, altered, lines, name="tampered", environment={"PYTHONPATH": str(acts.packages)})
         yield Stage(site, fleet, observer, DiaryReader(lines), options.timeout_s, port)
 
 
-def start_swarm(fleet: Fleet, config: Path, lines: Path) -> None:
+def start_swarm(
+    fleet: Fleet, config: Path, lines: Path, name: str = "swarm", environment: Mapping[str, str] | None = None
+) -> None:
     """Start a swarm that writes its lines to a file."""
-    fleet.start_program("swarm", sys.executable, "-m", "vedette.demo.swarm", str(config), out=lines)
+    command = (sys.executable, "-m", "vedette.demo.swarm", str(config))
+    fleet.start_program(name, *command, out=lines, environment=environment)
 
 
 def make_site(base: Path, port: int, acts: StagePlan, *, plain: bool = False) -> tuple[Site, Path]:
@@ -247,6 +260,7 @@ def make_site(base: Path, port: int, acts: StagePlan, *, plain: bool = False) ->
         tasks=[task],
         helpers=acts.helpers,
         aggregator=acts.aggregator,
+        attested=acts.attested,
     )
     bundles = site.directory / "ca" / "bundles"
     nodes = [
@@ -262,11 +276,17 @@ def make_site(base: Path, port: int, acts: StagePlan, *, plain: bool = False) ->
         "broker": {"host": "127.0.0.1", "port": port},
         "rows": dict(acts.rows),
         "vanish": dict(acts.vanish),
-        "nodes": nodes,
+        "attestation": {"enabled": acts.attested},
     }
-    path = site.directory / "config" / "swarm.toml"
-    path.write_text(toml_writer.dumps(tables), encoding="utf-8")
-    return site, path
+
+    def written(name: str, own: list[dict[str, Any]]) -> Path:
+        path = site.directory / "config" / name
+        path.write_text(toml_writer.dumps({**tables, "nodes": own}), encoding="utf-8")
+        return path
+
+    if acts.tampered:
+        written(TAMPERED_CONFIG, [node for node in nodes if node["device"] in acts.tampered])
+    return site, written("swarm.toml", [node for node in nodes if node["device"] not in acts.tampered])
 
 
 def names(count: int) -> tuple[str, ...]:

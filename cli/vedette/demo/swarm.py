@@ -7,6 +7,7 @@
 ``uploaded``          device, round, attempt, gid: its masked update is written down, and on its way
 ``vanished, back``    device (round, attempt, gid): it left without a word, and came back from its disk
 ``close``             device, round, attempt, gid, survivors: it is asked to vote for a survivor set
+``attested``          device: the verifier gave it an attestation result
 ``release``           device, version, sha256: it verified a release and has its weights
 ``revocations``       device, number: it believes a newer revocation list
 ====================  =================================================================================

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from vedette_core.runtime.config import Section, Settings
 from vedette_core.runtime.sections import BrokerSection, LogSection
-from vedette_device.settings import SpoolSection, Task
+from vedette_device.settings import AttestationSection, SpoolSection, Task
 from vedette_schemas.topics import ID_PATTERN
 
 NODES_MAX = 256
@@ -75,6 +75,7 @@ class SwarmSettings(Settings):
     insecure_plain_updates: bool = False
     broker: BrokerSection = BrokerSection()
     spool: SpoolSection = SpoolSection(resend_s=5.0)
+    attestation: AttestationSection = AttestationSection()
     log: LogSection = LogSection(level="warning")
     rows: RowsSection = RowsSection()
     vanish: VanishSection = VanishSection()

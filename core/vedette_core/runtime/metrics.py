@@ -83,6 +83,7 @@ AGGREGATOR_METRICS: Final = _table(
     ),
     Metric("counter", "messages", "Messages taken in, by what became of them", ("kind", "outcome")),
     Metric("counter", "machine_events", "Events by the answer of the machine's table", ("task", "kind", "outcome")),
+    Metric("counter", "attestations", "Evidence and check-ins by the verifier's answer: a rule's name", ("outcome",)),
     Metric("gauge", "round_number", "Round that is under way", ("task",)),
     Metric("gauge", "round_phase", "1 for the phase that the round is in", ("task", "state")),
     Metric("counter", "rounds", "Rounds by how they ended", ("task", "outcome")),
