@@ -16,6 +16,7 @@ from vedette_aggregator.alert_store import AlertStore
 from vedette_aggregator.exclusions import Exclusions
 from vedette_aggregator.fleet import Fleet
 from vedette_aggregator.fleet_event_machine import FleetEventSettings
+from vedette_aggregator.gate_watch import watch_gate
 from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, TelemetryReceived
 from vedette_aggregator.publication import Publication, retained_messages
 from vedette_aggregator.quarantine import Quarantine
@@ -158,6 +159,7 @@ class AggregatorService:
         if task.defence.root_set is not None:
             self._roots[task.task] = RootSet.load(task.defence.root_set, model.network, model.schema)
         releases = Releases(self._registry, task, model)
+        watch_gate(releases.gate, self._database.path, self._metrics, lambda: self._machines[task.task])
         self._turns[task.task] = asyncio.Lock()
         self._releases[task.task] = releases
         parts = RoundParts(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from vedette_aggregator.profiles import PROFILES
+from vedette_aggregator.validation_settings import ValidationSection
 from vedette_core.runtime.config import Section, Settings
 from vedette_core.runtime.sections import BrokerSection, LogSection, MetricsSection
 from vedette_schemas.features import COLUMNS_MAX, HASH_MARK_PATTERN
@@ -176,6 +177,7 @@ class TaskSection(Section):
     round: RoundSection = RoundSection()
     privacy: PrivacySection = PrivacySection()
     defence: DefenceSection = DefenceSection()
+    validation: ValidationSection = ValidationSection()
     optimiser: ServerOptimiserSection = ServerOptimiserSection()
 
     @model_validator(mode="before")

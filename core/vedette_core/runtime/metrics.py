@@ -98,6 +98,8 @@ AGGREGATOR_METRICS: Final = _table(
     Metric("counter", "update_bytes", "Bytes of uploads taken in", ("task",)),
     Metric("gauge", "release_version", "Newest release", ("task",)),
     Metric("counter", "releases", "Releases published", ("task",)),
+    Metric("counter", "candidates", "Candidates that were validated, by the verdict", ("task", "outcome")),
+    Metric("counter", "candidate_rejections", "Validators that rejected a candidate", ("task", "kind")),
     Metric("gauge", "release_devices", "Devices that run a release version", ("task", "model_version")),
     Metric("gauge", "foreign_release_devices", "Devices that run what this site never signed", ("task",)),
     Metric("counter", "fleet_windows_scored", "Windows scored by the fleet", ("task",)),
