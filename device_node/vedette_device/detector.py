@@ -33,7 +33,7 @@ from vedette_device.features.windows import Window
 from vedette_device.input_history import InputHistory, pack_windows, unpack_windows
 from vedette_device.reasons import top_reasons
 from vedette_schemas.alert import AlertModel, FeatureReason
-from vedette_schemas.errors import ConfigError, PeerError
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.features import FeatureSchema
 from vedette_schemas.telemetry import SCORE_BUCKETS, DriftReport
 
@@ -141,7 +141,8 @@ class Detector:
         """How far the newest windows are from what was calibrated on; None before there is enough to say."""
         if self._active is None or self._baseline is None:
             return None
-        return self.drift_watch.report(self._active.rolling.current.ordered, self._baseline)
+        learnt = self._training[:, -1] if len(self._training) else None
+        return self.drift_watch.report(self._active.rolling.current.ordered, self._baseline, learnt)
 
     def score_sketch(self) -> ScoreSketch | None:
         """What benign windows score here, for a device that has no calibration yet; None before this one has."""
@@ -194,6 +195,25 @@ class Detector:
             self.settings.half_life_windows,
             self._training.astype(np.float32),
         )
+
+    def recalibrate(self) -> int:
+        """Measure the active model anew on the inputs that are held out now.
+
+        Those are the device's own recent benign windows: each came in past the brake of the rolling calibration, so
+        that nobody can be quicker by asking for this.
+
+        Returns:
+            Windows that it was measured on.
+
+        Raises:
+            RefusedError: no model is active, or too few benign windows are there.
+        """
+        if self._active is None or self._baseline is None or not self.is_calibratable:
+            raise RefusedError(f"found phase {self.phase}, expected armed: nothing is calibrated yet", rule="phase")
+        backend, model = self._active.backend, self._active.model
+        self._stored = None
+        self.install(backend, model)
+        return len(self._held_out_entities)
 
     def uninstall(self) -> None:
         """Score nothing until a model is installed again; if it is the same one, it goes on with its calibration."""

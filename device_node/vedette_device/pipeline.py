@@ -24,7 +24,7 @@ from vedette_device.settings import DetectorSection, DeviceSettings
 from vedette_device.sources import SourceError
 from vedette_device.streams import open_stream
 from vedette_schemas.alert import AlertModel
-from vedette_schemas.errors import PeerError, TransientError
+from vedette_schemas.errors import PeerError, RefusedError, TransientError
 from vedette_schemas.telemetry import DetectorReport
 
 log = logging.getLogger("vedette.detector")
@@ -110,6 +110,23 @@ class Pipeline:
         self._metrics.set("release_version", self.task, value=version)
         self.save()
         self._installed.set()
+
+    def recalibrate(self) -> int:
+        """Measure the active model anew; see `Detector.recalibrate`.
+
+        Returns:
+            Windows that it was measured on.
+
+        Raises:
+            RefusedError: an alert is open, or there is nothing to recalibrate.
+        """
+        if self.machine.open_entities:
+            raise RefusedError(
+                "found an alert that is open, expected none: what it is about is not benign", rule="alert"
+            )
+        windows = self.detector.recalibrate()
+        self.save()
+        return windows
 
     def uninstall(self) -> None:
         """Score nothing until another model is installed."""

@@ -20,7 +20,7 @@ from vedette_device.features.windows import Window
 from vedette_device.inference import NumpyBackend
 from vedette_device.input_history import CLOCK_STEP_S, InputHistory
 from vedette_schemas.alert import AlertModel
-from vedette_schemas.errors import ConfigError, PeerError
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.features import FeatureSchema
 
 T0, PERIOD_S = 1_772_755_200.0, 30.0
@@ -380,3 +380,36 @@ def test_a_restless_entity_does_not_hide_a_steady_one(collected: tuple[dict[str,
     own = judgement.scores[150:] / model.factors["restless"]
     assert model.rolling.current.threshold(0.1) < np.quantile(own, 0.8)  # ranked unweighted it would be that high
     assert model.judge(inputs[:1], ["newcomer"]).scores == pytest.approx(judgement.scores[:1])
+
+
+def test_a_detector_recalibrates_on_what_came_in_past_the_brake(armed: Detector) -> None:
+    before = armed.drift_watch
+    quiet = rows(900, seed=5) * np.float32(0.8)
+    fed(armed, windows(quiet, first=600))
+    old = armed.score_sketch()
+    assert armed.recalibrate() == SETTINGS.calibration_windows
+    assert armed.phase == "armed"
+    assert armed.model == MODEL
+    assert armed.drift_watch is before
+    assert armed.drift() is None, "what was compared with the old calibration is forgotten"
+    new = armed.score_sketch()
+    assert old is not None
+    assert new is not None
+    assert new.total == SETTINGS.calibration_windows
+
+
+def test_an_attack_before_a_recalibration_moves_it_no_further_than_the_brake_lets_in(armed: Detector) -> None:
+    held_out = armed.to_state()["held_out"]
+    loud = rows(300, seed=6) * np.float32(25.0)
+    fed(armed, windows(loud, first=600))
+    columns = len(SENSOR.columns) * SENSOR.history
+    now = np.frombuffer(armed.to_state()["held_out"], "<f2").reshape(-1, columns)
+    replaced = (now != np.frombuffer(held_out, "<f2").reshape(-1, columns)).any(axis=1).sum()
+    assert replaced <= len(loud) // 100 + 1, "one rare window of a hundred"
+    armed.recalibrate()
+    assert all(w.p_value < 0.02 for w in fed(armed, windows(loud[:50], first=1000)) if w.start_s)
+
+
+def test_nothing_is_recalibrated_before_there_is_a_calibration() -> None:
+    with pytest.raises(RefusedError, match="expected armed"):
+        Detector(SENSOR, SETTINGS).recalibrate()

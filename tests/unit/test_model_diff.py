@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from gate_parts import NETWORK, trained
 
+from vedette_core.learning.drift import distance_from_even
 from vedette_core.learning.model_diff import MOVES_MAX, diff_models
 from vedette_core.learning.model_quality import (
     area_under_roc,
-    distance_from_even,
     measure_benign,
     prediction_shift,
     weight_change,

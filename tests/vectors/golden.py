@@ -17,7 +17,7 @@ import golden_round as group
 from golden_round import checkin, roster, upload
 from golden_site import AGGREGATOR, BEACON, CHAIN, DEVICE, DEVICES, HELPER, MODEL, PLAN, SITE, TOKEN, TestKeys, plan
 
-from vedette_schemas import alert, codec, enrolment, envelope, features, model, secagg, telemetry, trust
+from vedette_schemas import alert, codec, command, enrolment, envelope, features, model, secagg, telemetry, trust
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.topics import FlStep
@@ -92,6 +92,8 @@ def report() -> telemetry.Telemetry:
             missing_share=0.0,
             constant=("dns_count",),
             shifted=("bytes_in",),
+            calibration_error=0.0625,
+            columns=(telemetry.ColumnDrift(name="bytes_in", psi=1.5),),
         ),
     )
     return telemetry.Telemetry(
@@ -118,6 +120,19 @@ def receipt() -> telemetry.Receipt:
             telemetry.ReceiptItem(id="up-network-6-1-gw-01", outcome="rejected", reason="round 6 is over"),
         ),
     )
+
+
+def a_command(**changes: Any) -> command.Command:
+    fields: dict[str, Any] = {
+        "device": DEVICE,
+        "seq": 3,
+        "issued_s": 1_800_000_000.0,
+        "expires_s": 1_800_000_600.0,
+        "action": "recalibrate",
+        "task": "network",
+        "reason": "scores have drifted",
+    }
+    return command.Command(**{**fields, **changes})
 
 
 def index() -> trust.TrustIndex:
@@ -235,6 +250,7 @@ def good() -> list[Good]:
         Good("state", state(), "json", SITE.state(DEVICE)),
         Good("telemetry", report(), "msgpack", SITE.telemetry(DEVICE)),
         Good("receipt", receipt(), "sealed", SITE.receipt(DEVICE), telemetry.RECEIPT_TYPE, AGGREGATOR),
+        Good("command", a_command(), "sealed", SITE.command(DEVICE), command.COMMAND_TYPE, AGGREGATOR),
         Good("trust index", index(), "json", SITE.trust(trust.INDEX_FILE)),
         Good("beacon anchor", CHAIN.anchor, "json"),
         Good("plan", plan(), "msgpack"),

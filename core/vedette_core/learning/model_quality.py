@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 
 from vedette_core.learning.calibration import SCORES_MIN, Calibration, calibrate
+from vedette_core.learning.drift import distance_from_even
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import BLOCK_ROWS, Network
 from vedette_core.learning.scoring import ResidualScorer, calibrate_residuals
@@ -112,13 +113,6 @@ def area_under_roc(benign: Float64, attack: Float64) -> float:
     below = np.searchsorted(ordered, attack, side="left")
     at_most = np.searchsorted(ordered, attack, side="right")
     return float((below + at_most).mean() / (2.0 * len(ordered)))
-
-
-def distance_from_even(p_values: Float64) -> float:
-    """Kolmogorov's distance of p-values in (0, 1] from even ones: 0 for a calibration that holds exactly."""
-    ordered = np.sort(p_values)
-    steps = np.arange(1, len(ordered) + 1) / len(ordered)
-    return float(np.maximum(steps - ordered, ordered - (steps - 1.0 / len(ordered))).max())
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ DEVICE_METRICS: Final = _table(
     Metric("counter", "messages", "Messages taken in, by what became of them", ("kind", "outcome")),
     Metric("counter", "machine_events", "Events by the answer of the machine's table", ("task", "kind", "outcome")),
     Metric("counter", "committee_events", "Committee work by its answer", ("task", "kind", "outcome")),
+    Metric("counter", "commands", "Commands of the aggregator, by what became of them", ("task", "kind", "outcome")),
+    Metric("counter", "recalibrations", "Recalibrations that were asked for", ("task", "outcome")),
     Metric("counter", "rounds_joined", "Rounds in which this device's update was sent", ("task",)),
     Metric("counter", "updates", "Steps of applying releases", ("task", "outcome")),
     Metric("counter", "artifacts", "Release files fetched, by a diff or whole", ("task", "outcome")),
