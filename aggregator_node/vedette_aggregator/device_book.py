@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vedette_core.learning.drift import PSI_SHIFTED
+from vedette_aggregator.fleet_drift import drift_kinds
 from vedette_core.runtime.storage import Database
 from vedette_schemas.errors import ConfigError
 from vedette_schemas.telemetry import DetectorReport, DeviceState, Telemetry
@@ -20,9 +20,6 @@ DEVICES_MAX: Final = 100_000
 """Rows; as many as the fleet's metrics remember. Past it the device that was silent longest goes."""
 FLUSH_S: Final = 5.0
 """Seconds between two writes."""
-CALIBRATION_ERROR_MAX: Final = 0.25
-"""From here on a calibration does not hold any more; an even stretch of 128 independent p-values is above 0.14 once in
-a hundred times."""
 ACTIONS_KEPT: Final = 10_000
 
 TABLES: Final = """
@@ -162,18 +159,6 @@ class DeviceBook:
         self._dirty.add(device)
 
 
-def drift_kinds(detector: DetectorReport) -> frozenset[str]:
-    """Kinds of drift beyond scores and schema that a report shows: ``feature``, ``calibration``."""
-    drift = detector.drift
-    if drift is None:
-        return frozenset()
-    found = {
-        "feature": any(column.psi >= PSI_SHIFTED for column in drift.columns),
-        "calibration": drift.calibration_error >= CALIBRATION_ERROR_MAX,
-    }
-    return frozenset(kind for kind, is_so in found.items() if is_so)
-
-
 def _detector(detector: DetectorReport) -> dict[str, Any]:
     drift = detector.drift
     return {
@@ -186,6 +171,7 @@ def _detector(detector: DetectorReport) -> dict[str, Any]:
         if drift is None
         else {
             "windows": drift.windows,
+            "kinds": sorted(drift_kinds(detector)),
             "psi": drift.psi,
             "ks": drift.ks,
             "ks_p": drift.ks_p,

@@ -11,11 +11,14 @@ from functools import partial
 from itertools import product
 from typing import Final
 
-from vedette_aggregator import alert_store
+from vedette_aggregator import alert_store, device_book
+from vedette_aggregator.actions import Hands
 from vedette_aggregator.alert_store import AlertStore
 from vedette_aggregator.exclusions import Exclusions
 from vedette_aggregator.fleet import Fleet
+from vedette_aggregator.fleet_drift import DRIFT_KINDS
 from vedette_aggregator.fleet_event_machine import FleetEventSettings
+from vedette_aggregator.fleet_watch import FleetWatch
 from vedette_aggregator.gate_watch import watch_gate
 from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, TelemetryReceived
 from vedette_aggregator.publication import Publication, retained_messages
@@ -99,7 +102,7 @@ class AggregatorService:
         self._topics = Topics(settings.site)
         self._say = RoundMessages(self._topics, self._node.id, self._node.signer)
         self._metrics = Metrics(AGGREGATOR_METRICS)
-        self._database = Database(settings.state_dir / "aggregator.db", alert_store.TABLES)
+        self._database = Database(settings.state_dir / "aggregator.db", alert_store.TABLES + device_book.TABLES)
         self._store = StateStore(self._database)
         self._alerts = AlertStore(self._database)
         self._fleet = Fleet(self._metrics, FleetEventSettings(**settings.fleet_events.model_dump()))
@@ -136,6 +139,10 @@ class AggregatorService:
         self._exclusions = Exclusions(Quarantine(self._store), self._revocations, self._metrics)
         self._own = OwnCertificate(self._node, self._link, self._metrics)
         self._intake = self._make_intake(ring)
+        hands = Hands(self._shell.carry_out, self._shell.publish, self._put_out, self._handle, self._follow_active)
+        self._watch = FleetWatch(
+            settings, self._fleet, self._database, self._metrics, self._registry, self._node, hands
+        )
         self._show_zeros()
 
     def _add_task(self, task: TaskSection) -> None:
@@ -196,8 +203,9 @@ class AggregatorService:
             self._metrics.inc("releases", task, by=0)
             for outcome in ("opened", "closed"):
                 self._metrics.inc("fleet_events", task, outcome, by=0)
-            for kind in ("score", "schema"):
+            for kind in DRIFT_KINDS:
                 self._metrics.set("drifting_devices", task, kind, value=0)
+            self._metrics.set("drifting_cohort_share", task, value=0.0)
             for reason in ("limit", "weight", "canary", "statistics"):
                 self._metrics.inc("groups_dropped", task, reason, by=0)
             self._metrics.set("round_members", task, value=0)
@@ -250,6 +258,7 @@ class AggregatorService:
             await asyncio.gather(*background, return_exceptions=True)
             await self._jobs.cancel()
             await self._link.stop()
+            self._watch.flush(time.time(), at_once=True)
             if server is not None:
                 server.shutdown()
             self._database.close()
@@ -287,7 +296,7 @@ class AggregatorService:
     async def _sort(self, event: Event, payload_bytes: int) -> None:
         match event:
             case CheckInReceived(body):
-                self._fleet.take_cohort(body.device, body.cohort)
+                self._watch.take_cohort(body.device, body.cohort, time.time())
                 await self._handle(body.task, event)
             case UploadReceived(body):
                 self._metrics.inc("update_bytes", body.task, by=payload_bytes)
@@ -295,16 +304,16 @@ class AggregatorService:
             case VoteReceived(answer) | SharesReceived(answer):
                 await self._handle(answer.task, event)
             case AlertReceived(body):
-                self._take_alert(body)
+                await self._take_alert(body)
             case StateReceived(body):
-                self._fleet.take_state(body)
+                await self._watch.take_state(body, time.time())
                 self._foreign.take(body)
             case TelemetryReceived(body):
-                self._fleet.take_report(body)
+                await self._watch.take_report(body, time.time())
 
-    def _take_alert(self, alert: Alert) -> None:
+    async def _take_alert(self, alert: Alert) -> None:
         if self._alerts.add(alert, time.time()):
-            self._fleet.take_alert(alert, time.time())
+            await self._watch.take_alert(alert, time.time())
             labels = (alert.model.task, alert.severity.value, alert.kind, alert.state.value)
             self._metrics.inc("alerts_received", *labels)
             self._metrics.observe("alert_delay_seconds", value=max(0.0, time.time() - _seconds(alert.window_end)))
@@ -340,6 +349,8 @@ class AggregatorService:
             event, (CheckInReceived, UploadReceived, VoteReceived, SharesReceived, Released)
         ):
             self._show(task, machine)
+        if isinstance(event, (Released, ModelReplaced)):
+            await self._watch.active(task, machine.model.version, time.time(), fresh=isinstance(event, Released))
 
     async def _follow_active(self, task: str) -> None:
         """After a rollback or a revocation another release is active than the rounds went on with: begin from it."""
@@ -446,6 +457,7 @@ class AggregatorService:
             overdue = time.monotonic() >= anyway
             if overdue:
                 anyway = time.monotonic() + TICK_ANYWAY_S
+            self._watch.flush(time.time())
             await self._follow_quarantine()
             await self._follower.look()
             for task, machine in self._machines.items():

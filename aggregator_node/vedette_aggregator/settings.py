@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from vedette_aggregator.action_settings import ActionsSection
 from vedette_aggregator.profiles import PROFILES
 from vedette_aggregator.validation_settings import ValidationSection
 from vedette_core.runtime.config import Section, Settings
@@ -231,6 +232,7 @@ class AggregatorSettings(Settings):
         state_dir: where rounds, releases and received alerts live.
         trust_dir: the release repository: metadata, artifacts and online keys.
         fleet_events: when alerts of many devices are one event.
+        actions: what is done about drift and bad releases without a person.
         tasks: the federated tasks.
     """
 
@@ -241,6 +243,7 @@ class AggregatorSettings(Settings):
     identity: AggregatorIdentitySection
     broker: BrokerSection = BrokerSection()
     fleet_events: FleetEventsSection = FleetEventsSection()
+    actions: ActionsSection = ActionsSection()
     metrics: MetricsSection = MetricsSection(port=9470)
     log: LogSection = LogSection()
     tasks: Annotated[tuple[TaskSection, ...], Field(min_length=1, max_length=8)]

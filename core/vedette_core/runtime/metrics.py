@@ -22,6 +22,7 @@ LABEL_VALUES_MAX: Final = 64
 
 SECONDS_BUCKETS: Final = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.02, 0.1, 1.0)
 PSI_BUCKETS: Final = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+ERROR_BUCKETS: Final = (0.02, 0.05, 0.1, 0.15, 0.25, 0.5)
 DELAY_BUCKETS: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 BYTES_BUCKETS: Final = (20e6, 40e6, 60e6, 80e6, 100e6, 120e6, 150e6, 200e6, 400e6)
 
@@ -109,6 +110,10 @@ AGGREGATOR_METRICS: Final = _table(
     Metric("histogram", "fleet_resident_memory_bytes", "Devices' resident memory", (), BYTES_BUCKETS),
     Metric("histogram", "fleet_drift_psi", "Devices' stability index of p-values", ("task",), PSI_BUCKETS),
     Metric("counter", "fleet_drift_changes", "Changes of the mean p-value that devices found", ("task",)),
+    Metric("histogram", "fleet_feature_psi", "Devices' most drifted column", ("task",), PSI_BUCKETS),
+    Metric("histogram", "fleet_calibration_error", "Devices' p-values from even ones", ("task",), ERROR_BUCKETS),
+    Metric("gauge", "drifting_cohort_share", "Largest share of drifting devices in a cohort", ("task",)),
+    Metric("counter", "actions", "What the aggregator did by itself", ("kind", "outcome")),
     Metric("gauge", "drifting_devices", "Devices whose scores or schema have drifted", ("task", "kind")),
     Metric("counter", "fleet_events", "Many devices of a kind fired together, and the end of it", ("task", "outcome")),
     Metric("counter", "fleet_event_alerts", "Alerts opened while a fleet event of their kind was open", ("task",)),
