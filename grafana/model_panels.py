@@ -31,7 +31,7 @@ MODELS: Final = Section(
         ),
         Panel(
             "Most drifted column",
-            "Stability index of each device's most drifted column against what it learnt from. From 0.25 on it moved.",
+            "Stability index of each device's most drifted column against what was learnt. A daily course gives 0.7.",
             "none",
             (Query("sum by (le) (increase(vedette_fleet_feature_psi_bucket{@}[rate]))", "{{le}}"),),
             "heatmap",

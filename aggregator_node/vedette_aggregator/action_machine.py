@@ -23,8 +23,8 @@ ALERTS_MAX: Final = 10_000
 HOUR_S: Final = 3600.0
 DAY_S: Final = 86_400.0
 USUAL_FACTOR: Final = 2.0
-"""How many times as many devices as in the same time before a release must be unwell for a rollback: an attack on the
-whole fleet began before it as likely as behind it."""
+"""How many times as many devices as in the same time before a release must be unwell for a rollback. Only devices
+that scored with an earlier release count. After a restart within the time nobody counts, and nothing is rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,10 @@ class ActionMachine:
     def __init__(self, task: str, settings: ActionsSection, saved: bytes | None = None) -> None:
         self.task, self._settings = task, settings
         self._devices: dict[str, _Device] = {}
+        self._drifting: set[str] = set()
         self._fired: set[str] = set()
+        self._scored_before: frozenset[str] = frozenset()
+        self._on_it: set[str] = set()
         self._openings: deque[tuple[float, str]] = deque(maxlen=ALERTS_MAX)
         self._usual = 0.0
         self._round_armed = True
@@ -120,7 +123,7 @@ class ActionMachine:
     @property
     def drifting(self) -> int:
         """Devices that count as drifting."""
-        return sum(d.drifts for d in self._devices.values())
+        return len(self._drifting)
 
     def next_deadline(self) -> float | None:
         """Nothing is waited for: every action follows a report or an alert."""
@@ -141,6 +144,8 @@ class ActionMachine:
                 self._look_at_release(now, out)
             case DeviceLeft(device):
                 self._devices.pop(device, None)
+                self._drifting.discard(device)
+                self._on_it.discard(device)
             case AlertOpened(device, version):
                 self._openings.append((now, device))
                 active, _, fresh = self._active
@@ -167,6 +172,9 @@ class ActionMachine:
             before, streak=streak, last=event.drifting, drifts=event.drifting if settled else before.drifts
         )
         self._devices[event.device] = device
+        on_it = event.device in self._scored_before and event.version == self._active[0]
+        (self._on_it.add if on_it else self._on_it.discard)(event.device)
+        (self._drifting.add if device.drifts else self._drifting.discard)(event.device)
         if device.drifts and not before.drifts:
             self._recalibrate(event, now, out)
 
@@ -215,7 +223,9 @@ class ActionMachine:
         since = now - self._settings.rollback_window_s
         self._usual = float(len({device for at, device in self._openings if since <= at <= now}))
         self._usual += self.drifting
-        self._fired = set()
+        self._fired, self._on_it = set(), set()
+        # Who scored nothing before it could not have been unwell before it, and says nothing of what changed.
+        self._scored_before = frozenset(n for n, d in self._devices.items() if d.version != event.version)
         self._active = (event.version, now, event.fresh)
         self._persist(out)
 
@@ -224,9 +234,12 @@ class ActionMachine:
         version, since, fresh = self._active
         if settings.rollback == "off" or not fresh or not since <= now < since + settings.rollback_window_s:
             return
-        on_it = [name for name, device in self._devices.items() if device.version == version]
-        unwell = sum(name in self._fired or self._devices[name].drifts for name in on_it)
-        if len(on_it) < settings.devices_min or unwell < settings.rollback_share * len(on_it):
+        known = len(self._on_it)
+        least = settings.rollback_share * max(known, settings.devices_min)
+        if known < settings.devices_min or len(self._fired) + len(self._drifting) < least:
+            return  # too few, whoever they are: every report comes by here
+        unwell = sum(name in self._fired or name in self._drifting for name in self._on_it)
+        if unwell < least:
             return
         if unwell < USUAL_FACTOR * self._usual:
             return
@@ -238,7 +251,7 @@ class ActionMachine:
             return
         self._rollbacks.append(now)
         self._persist(out)
-        reason = f"{unwell} of {len(on_it)} devices on release {version} fire or drift, {self._usual:.0f} did before it"
+        reason = f"{unwell} of {known} devices on release {version} fire or drift, {self._usual:.0f} did before it"
         out.append(Act(self.task, "rollback", settings.rollback, "", version, reason))
 
     def _persist(self, out: list[Effect]) -> None:

@@ -101,7 +101,7 @@ class Actions:
     async def took_report(self, device: str, detectors: tuple[DetectorReport, ...], now: float) -> None:
         """A node report came in."""
         for detector in detectors:
-            if detector.task in self._machines and detector.phase == "armed":
+            if detector.task in self._machines and detector.phase == "armed" and detector.windows:
                 event = DeviceReported(device, detector.model_version, has_drifted(detector))
                 await self._handle(detector.task, event, now)
 

@@ -163,6 +163,8 @@ def test_devices_that_left_do_not_count() -> None:
 
 
 def released(watcher: Watcher, version: int = 2, *, fresh: bool = True) -> None:
+    for device in SIX:
+        watcher.report(device, False, version=version - 1)
     watcher.handle(ReleaseActivated(version, fresh))
     for device in SIX:
         watcher.report(device, False, version=version)
@@ -186,6 +188,15 @@ def test_a_fresh_release_on_which_devices_fire_together_is_taken_back_once() -> 
     for device in SIX:
         watcher.handle(AlertOpened(device, 2))
     assert len(watcher.acts) == 1
+
+
+def test_devices_that_scored_nothing_before_a_release_say_nothing_about_it() -> None:
+    watcher = Watcher()
+    watcher.handle(ReleaseActivated(1, True))
+    for device in SIX:
+        watcher.report(device, False)
+        watcher.handle(AlertOpened(device, 1))
+    assert watcher.acts == [], "the first release of all: nothing tells an attack from a bad model"
 
 
 @pytest.mark.parametrize("case", ["old", "gone back to", "another release", "few devices", "as before"])

@@ -40,7 +40,7 @@ def report(device: str, *, drift: bool | None = True, task: str = "network") -> 
             ks=0.5 if drift else 0.05,
             ks_p=1e-6 if drift else 0.6,
             calibration_error=0.4 if drift else 0.05,
-            columns=(ColumnDrift(name="syn_count", psi=1.5),) if drift else (),
+            columns=(ColumnDrift(name="syn_count", psi=3.5),) if drift else (),
         )
     return Telemetry(
         device=device,
@@ -73,7 +73,7 @@ def test_what_devices_said_is_on_disk_some_seconds_later(database: Database, tmp
     found = other.devices()["gw-01"]
     assert (found["cohort"], found["status"], found["seen_s"]) == ("camera", "online", NOW + 2)
     assert found["detectors"]["network"]["drift"]["kinds"] == ["calibration", "feature", "score"]
-    assert found["detectors"]["network"]["drift"]["columns"] == {"syn_count": 1.5}
+    assert found["detectors"]["network"]["drift"]["columns"] == {"syn_count": 3.5}
     book.take_state(state("gw-01", status="lost"), NOW + 3)
     book.flush(NOW + 2 + FLUSH_S - 0.1)
     assert other.devices()["gw-01"]["status"] == "online"
