@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -100,6 +101,7 @@ class DeviceBook:
         """
         if not self._dirty or (not at_once and 0 <= now - self._flushed_s < FLUSH_S):
             return
+        self._flushed_s = now  # a full disk is tried again no sooner than this
         rows = [(d, self._documents[d]["seen_s"], json.dumps(self._documents[d])) for d in sorted(self._dirty)]
         with self._database.transaction() as connection:
             connection.executemany("INSERT OR REPLACE INTO devices VALUES (?, ?, ?)", rows)
@@ -111,7 +113,6 @@ class DeviceBook:
                 )
         self._dirty.clear()
         self._documents.clear()  # the disk has them: memory holds only what is between two writes
-        self._flushed_s = now
 
     def record(self, action: Action) -> None:
         """Write an action down; durable before this returns.
@@ -151,7 +152,11 @@ class DeviceBook:
             row = self._database.connection.execute(
                 "SELECT document FROM devices WHERE device = ?", (device,)
             ).fetchone()
-            self._documents[device] = _read(device, str(row[0])) if row else {"cohort": ""}
+            document: dict[str, Any] = {"cohort": ""}
+            if row is not None:
+                with suppress(ConfigError):  # what cannot be read is written anew: the device is about to say it all
+                    document = _read(device, str(row[0]))
+            self._documents[device] = document
         return self._documents[device]
 
     def _touch(self, device: str, document: dict[str, Any], now: float) -> None:

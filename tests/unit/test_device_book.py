@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from vedette_aggregator.device_book import FLUSH_S, TABLES, Action, DeviceBook
 from vedette_aggregator.fleet_drift import CohortDrift, drift_kinds, has_drifted
 from vedette_core.runtime.metrics import AGGREGATOR_METRICS, Metrics
 from vedette_core.runtime.storage import Database
-from vedette_schemas.errors import ConfigError
+from vedette_schemas.errors import ConfigError, TransientError
 from vedette_schemas.telemetry import ColumnDrift, DetectorReport, DeviceState, DriftReport, Telemetry
 
 NOW = 1_800_000_000.0
@@ -108,11 +110,36 @@ def test_a_damaged_row_is_named(database: Database, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "aggregator.db") as connection:
         connection.execute("INSERT INTO devices VALUES ('gw-01', 1.0, '[')")
         connection.execute("INSERT INTO devices VALUES ('gw-02', 1.0, '7')")
-    for device in ("gw-01", "gw-02"):
-        with pytest.raises(ConfigError, match=f"record of {device}"):
-            DeviceBook(database).take_cohort(device, "camera", NOW)
+    book = DeviceBook(database)
     with pytest.raises(ConfigError, match="record of gw-01"):
-        DeviceBook(database).devices()
+        book.devices()
+    for device in ("gw-01", "gw-02"):
+        book.take_cohort(device, "camera", NOW)
+    book.flush(NOW, at_once=True)
+    assert {d["cohort"] for d in book.devices().values()} == {"camera"}, "the devices' next word mends it"
+
+
+def test_a_full_disk_is_tried_again_later_and_nothing_is_forgotten(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, tries = DeviceBook(database), []
+
+    @contextmanager
+    def full() -> Iterator[sqlite3.Connection]:
+        tries.append(1)
+        raise TransientError("disk full")
+        yield database.connection
+
+    book.take_state(state("gw-01"), NOW)
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "transaction", full)
+        with pytest.raises(TransientError):
+            book.flush(NOW)
+        book.flush(NOW + 0.1)
+        book.flush(NOW + FLUSH_S - 0.1)
+        assert len(tries) == 1
+    book.flush(NOW + FLUSH_S)
+    assert set(book.devices()) == {"gw-01"}
 
 
 # --- cohorts ---
