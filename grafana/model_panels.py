@@ -54,9 +54,12 @@ MODELS: Final = Section(
         ),
         Panel(
             "Automatic actions",
-            "Recalibrations, extra rounds and rollbacks; watched ones are only written down ([actions]).",
+            "Recalibrations, extra rounds and rollbacks; watched ones are only written down. And cold starts.",
             "short",
-            (Query("sum by (kind, outcome) (increase(vedette_actions_total{@}[rate]))", "{{kind}} {{outcome}}"),),
+            (
+                Query("sum by (kind, outcome) (increase(vedette_actions_total{@}[rate]))", "{{kind}} {{outcome}}"),
+                Query("sum by (task) (increase(vedette_cold_starts_sent_total{@}[rate]))", "cold start {{task}}"),
+            ),
             width=6,
             stacked=True,
         ),

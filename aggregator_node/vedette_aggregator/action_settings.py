@@ -27,6 +27,7 @@ class ActionsSection(Section):
         round_interval_s: least seconds between two rounds that are asked for.
         rollback_window_s: how long a release is fresh.
         rollback_share: part of the devices on it that fire or drift, and at least twice as many as before it.
+        cold_start: whether a device that has no calibration yet is told what benign windows score on the others.
         rollbacks_per_day: most of them in any 24 hours, a task.
     """
 
@@ -41,4 +42,5 @@ class ActionsSection(Section):
     round_interval_s: Annotated[float, Field(ge=60, le=31 * 86_400)] = 21_600.0
     rollback_window_s: Annotated[float, Field(ge=60, le=31 * 86_400)] = 3_600.0
     rollback_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    cold_start: bool = True
     rollbacks_per_day: Annotated[int, Field(ge=1, le=24)] = 1

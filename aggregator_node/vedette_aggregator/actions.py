@@ -16,6 +16,7 @@ from vedette_aggregator.action_machine import (
     DeviceReported,
     ReleaseActivated,
 )
+from vedette_aggregator.command_post import CommandPost
 from vedette_aggregator.device_book import Action, DeviceBook
 from vedette_aggregator.fleet_drift import has_drifted
 from vedette_aggregator.lineage import Lineage
@@ -24,19 +25,13 @@ from vedette_aggregator.registry import Registry
 from vedette_aggregator.round_events import RoundAsked
 from vedette_aggregator.settings import AggregatorSettings
 from vedette_core.machine import Effect, Event, Publish
-from vedette_core.runtime.identity import NodeIdentity
 from vedette_core.runtime.metrics import Metrics
 from vedette_core.runtime.storage import Database, StateStore
-from vedette_schemas.command import COMMAND_TYPE, Command
-from vedette_schemas.envelope import seal
 from vedette_schemas.errors import VedetteError
 from vedette_schemas.telemetry import DetectorReport
-from vedette_schemas.topics import Topics
 
 log = logging.getLogger("vedette.actions")
 
-SEQUENCE_KEY: Final = "command/seq"
-COMMAND_LIFETIME_S: Final = 600.0
 KINDS: Final = ("recalibrate", "extra-round", "rollback")
 
 CarryOut = Callable[[list[Effect]], Awaitable[None]]
@@ -73,7 +68,7 @@ class Actions:
         metrics: its metrics.
         registry: where releases are taken back. A rollout that is under way is the rollout machine's to stop: it takes
             the place of `roll_back` here.
-        node: own id and signer.
+        post: sends commands.
         hands: what actions are done with.
     """
 
@@ -84,12 +79,12 @@ class Actions:
         book: DeviceBook,
         metrics: Metrics,
         registry: Registry,
-        node: NodeIdentity,
+        post: CommandPost,
         hands: Hands,
     ) -> None:
         self._store, self._lineage = StateStore(database), Lineage(database.path)
         self._book, self._metrics, self._registry, self._hands = book, metrics, registry, hands
-        self._topics, self._node = Topics(settings.site), node
+        self._post = post
         self.roll_back: RollBack = self._roll_back
         self._machines = {
             task.task: ActionMachine(task.task, settings.actions, self._store.get(f"actions/{task.task}"))
@@ -137,7 +132,8 @@ class Actions:
         try:
             match act.kind:
                 case "recalibrate":
-                    outcome = self._command(act, now)
+                    self._post.send(act.device, now, action="recalibrate", task=act.task, reason=act.reason[:200])
+                    outcome = "done"
                 case "extra-round":
                     await self._hands.handle(act.task, RoundAsked())
                     outcome = "done"
@@ -158,24 +154,6 @@ class Actions:
         self._hands.put_out(await asyncio.to_thread(self._registry.rollback, task, older[-1], now))
         self._lineage.record(task, version, "rolled back", now, f"to {older[-1]}: {reason}")
         await self._hands.follow(task)
-        return "done"
-
-    def _command(self, act: Act, now: float) -> str:
-        stored = self._store.get(SEQUENCE_KEY)
-        # From the clock, so that an aggregator restored from an old backup is not taken for a repetition.
-        sequence = max(int(stored or b"0") + 1, int(now * 1000))
-        self._store.put(SEQUENCE_KEY, str(sequence).encode())
-        command = Command(
-            device=act.device,
-            seq=sequence,
-            issued_s=now,
-            expires_s=now + COMMAND_LIFETIME_S,
-            action="recalibrate",
-            task=act.task,
-            reason=act.reason[:200],
-        )
-        sealed = seal(command, COMMAND_TYPE, self._node.id, self._node.signer)
-        self._hands.publish(Publish(self._topics.command(act.device), sealed, qos=0))
         return "done"
 
     def _done(self, act: Act, now: float, outcome: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 
 from vedette_aggregator.actions import Actions, Hands
+from vedette_aggregator.cold_starts import ColdStarts
+from vedette_aggregator.command_post import CommandPost
 from vedette_aggregator.device_book import DeviceBook
 from vedette_aggregator.fleet import Fleet
 from vedette_aggregator.fleet_drift import CohortDrift
@@ -12,10 +14,11 @@ from vedette_aggregator.registry import Registry
 from vedette_aggregator.settings import AggregatorSettings
 from vedette_core.runtime.identity import NodeIdentity
 from vedette_core.runtime.metrics import Metrics
-from vedette_core.runtime.storage import Database
+from vedette_core.runtime.storage import Database, StateStore
 from vedette_schemas.alert import Alert, AlertState
 from vedette_schemas.errors import TransientError
 from vedette_schemas.telemetry import DeviceState, Telemetry
+from vedette_schemas.topics import Topics
 
 log = logging.getLogger("vedette.fleet")
 
@@ -44,7 +47,9 @@ class FleetWatch:
         hands: Hands,
     ) -> None:
         self._fleet, self._book, self._cohorts = fleet, DeviceBook(database), CohortDrift(metrics)
-        self.actions = Actions(settings, database, self._book, metrics, registry, node, hands)
+        post = CommandPost(Topics(settings.site), node, StateStore(database), hands.publish)
+        self.actions = Actions(settings, database, self._book, metrics, registry, post, hands)
+        self._cold_starts = ColdStarts(fleet, post, metrics) if settings.actions.cold_start else None
 
     def take_cohort(self, device: str, cohort: str, now: float) -> None:
         """What kind of device one says it is."""
@@ -71,6 +76,8 @@ class FleetWatch:
         self._book.take_report(report, now)
         self._cohorts.take(report, self._fleet.cohort(report.device))
         await self.actions.took_report(report.device, report.detectors, now)
+        if self._cold_starts is not None:
+            self._cold_starts.take(report, now)
 
     async def take_alert(self, alert: Alert, now: float) -> None:
         """An alert that was not here before."""

@@ -206,6 +206,7 @@ class AggregatorService:
             for kind in DRIFT_KINDS:
                 self._metrics.set("drifting_devices", task, kind, value=0)
             self._metrics.set("drifting_cohort_share", task, value=0.0)
+            self._metrics.inc("cold_starts_sent", task, by=0)
             for reason in ("limit", "weight", "canary", "statistics"):
                 self._metrics.inc("groups_dropped", task, reason, by=0)
             self._metrics.set("round_members", task, value=0)

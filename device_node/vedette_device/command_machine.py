@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from vedette_core.machine import Count, Effect, Event, Note, Persist
@@ -29,6 +29,15 @@ class Recalibrate(Effect):
 
     task: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStart(Effect):
+    """Score a release with the fleet's scores until there is an own calibration, if it still is needed."""
+
+    task: str
+    version: int
+    sketch: bytes = field(repr=False)
 
 
 class CommandMachine:
@@ -58,12 +67,14 @@ class CommandMachine:
         out: list[Effect] = []
         if outcome in ("accepted", "too_soon", "unknown_task"):
             self._seq = command.seq
-            if outcome == "accepted":
+            if outcome == "accepted" and command.action == "recalibrate":
                 self._recalibrated[command.task] = now
             state = {"seq": self._seq, "recalibrated": self._recalibrated}
             out.append(Persist(KEY, json.dumps(state).encode()))
-        if outcome == "accepted":
+        if outcome == "accepted" and command.action == "recalibrate":
             out.append(Recalibrate(command.task, command.reason))
+        elif outcome == "accepted":
+            out.append(ColdStart(command.task, command.version, command.sketch))
         out.append(Count("commands", outcome, command.task, command.action))
         level = "info" if outcome in ("accepted", "repeated") else "warning"
         out.append(Note(level, f"command {command.seq} ({command.action} {command.task}): {outcome.replace('_', ' ')}"))
@@ -83,7 +94,7 @@ class CommandMachine:
         if command.task not in self._tasks:
             return "unknown_task"
         last = self._recalibrated.get(command.task)
-        if last is not None and last <= now < last + RECALIBRATE_S_MIN:
+        if command.action == "recalibrate" and last is not None and last <= now < last + RECALIBRATE_S_MIN:
             return "too_soon"
         return "accepted"
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgpack
 
+from vedette_core.learning.sketch import ScoreSketch
 from vedette_core.machine import Effect, Publish
 from vedette_core.runtime.metrics import Metrics
 from vedette_core.runtime.storage import StateStore
@@ -127,6 +128,17 @@ class Pipeline:
         windows = self.detector.recalibrate()
         self.save()
         return windows
+
+    def cold_start(self, version: int, sketch: bytes) -> None:
+        """Score with the fleet's scores until the own calibration is complete; see `Detector.begin_cold`.
+
+        Raises:
+            PeerError: a sketch that is none.
+            RefusedError: it is about another release, or not needed.
+        """
+        if version != self._version:
+            raise RefusedError(f"found scores of release {version}, expected {self._version}", rule="version")
+        self.detector.begin_cold(ScoreSketch.from_bytes(sketch))
 
     def uninstall(self) -> None:
         """Score nothing until another model is installed."""

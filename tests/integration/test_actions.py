@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,6 +28,7 @@ from vedette_aggregator.publication import Publication
 from vedette_aggregator.quarantine import Quarantine
 from vedette_aggregator.round_events import RoundAsked
 from vedette_aggregator.settings import AggregatorSettings
+from vedette_core.learning.sketch import ScoreSketch
 from vedette_core.machine import Effect, Event, Persist, Publish
 from vedette_core.runtime.config import load
 from vedette_core.runtime.metrics import AGGREGATOR_METRICS, Metrics
@@ -35,7 +37,7 @@ from vedette_device.command_machine import CommandMachine, CommandReceived, Reca
 from vedette_device.intake import Intake
 from vedette_schemas.alert import Alert, AlertModel, AlertState, Severity
 from vedette_schemas.errors import PeerError
-from vedette_schemas.telemetry import ColumnDrift, DetectorReport, DeviceState, DriftReport, Telemetry
+from vedette_schemas.telemetry import ActiveModel, ColumnDrift, DetectorReport, DeviceState, DriftReport, Telemetry
 from vedette_schemas.topics import Topics
 
 NOW, AGGREGATOR, TOPICS = START + 3600.0, "aggregator", Topics("plant")
@@ -273,3 +275,47 @@ def test_everything_about_a_device_is_in_one_place(tmp_path: Path, vedette: Call
     assert "found nothing of it, expected one of: gw-01" in vedette(
         "device", "show", "gw-99", "-c", aggregator.config, code=3
     )
+
+
+def test_a_new_device_is_told_what_the_others_score(tmp_path: Path) -> None:
+    aggregator = Aggregator(tmp_path, {})
+    rng = np.random.default_rng(0)
+
+    def report(device: str, phase: Any, seq: int, *, version: int = 0, sketch: bytes = b"") -> Telemetry:
+        detector = DetectorReport(
+            task="network", phase=phase, windows=0, refused={}, model_version=version, sketch=sketch
+        )
+        return Telemetry(
+            device=device, session="0" * 16, seq=seq, time_s=NOW, uptime_s=1.0, rss_bytes=1, cpu_s=0.0,
+            spool_messages=0, spool_bytes=0, spool_dropped=0, bytes_up=0, detectors=(detector,),
+        )  # fmt: skip
+
+    def state(version: int) -> DeviceState:
+        model = ActiveModel(task="network", version=version, variant="int8", digest="a" * 64, backend="litert")
+        return DeviceState(
+            device="gw-09", status="online", session="0" * 16, seq=version, time="2026-01-01T00:00:00Z",
+            software="0.1.0", models=(model,),
+        )  # fmt: skip
+
+    async def story() -> None:
+        await aggregator.watch.take_report(report("gw-09", "calibrating", 1), NOW)
+        await aggregator.watch.take_state(state(3), NOW)
+        await aggregator.watch.take_report(report("gw-09", "calibrating", 2), NOW)
+        assert aggregator.sent == [], "nobody else has said anything"
+        for i, device in enumerate(DEVICES[:4]):
+            scores = ScoreSketch.of(rng.gamma(4.0, 0.1, 200))
+            told = report(device, "armed", 1, version=3, sketch=scores.to_bytes())
+            await aggregator.watch.take_report(told, NOW + i)
+        for seq, after_s in ((3, 30.0), (4, 70.0), (5, 200.0), (6, 800.0)):
+            await aggregator.watch.take_report(report("gw-09", "calibrating", seq), NOW + after_s)
+        await aggregator.watch.take_state(state(4), NOW + 900)
+        await aggregator.watch.take_report(report("gw-09", "calibrating", 7), NOW + 2000)
+
+    asyncio.run(story())
+    assert len(aggregator.sent) == 2, "when the merge is new, and ten minutes later; never of another release"
+    event = Intake(TOPICS, "gw-09", AGGREGATOR, ["network"], KEYS).take(
+        aggregator.sent[0].topic, aggregator.sent[0].payload
+    )
+    assert isinstance(event, CommandReceived)
+    assert (event.body.action, event.body.version) == ("cold-start", 3)
+    assert ScoreSketch.from_bytes(event.body.sketch).total == 4 * 200
