@@ -8,15 +8,14 @@ import os
 import time
 from datetime import datetime
 from functools import partial
-from itertools import product
 from typing import Final
 
 from vedette_aggregator import alert_store, device_book
 from vedette_aggregator.actions import Hands
 from vedette_aggregator.alert_store import AlertStore
 from vedette_aggregator.exclusions import Exclusions
+from vedette_aggregator.first_values import show_zeros
 from vedette_aggregator.fleet import Fleet
-from vedette_aggregator.fleet_drift import DRIFT_KINDS
 from vedette_aggregator.fleet_event_machine import FleetEventSettings
 from vedette_aggregator.fleet_watch import FleetWatch
 from vedette_aggregator.gate_watch import watch_gate
@@ -59,7 +58,7 @@ from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
 from vedette_core.runtime.own_certificate import OwnCertificate
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, StateStore
-from vedette_schemas.alert import Alert, AlertState, Severity
+from vedette_schemas.alert import Alert
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
 from vedette_schemas.round import Phase
 from vedette_schemas.topics import Topics
@@ -143,7 +142,9 @@ class AggregatorService:
         self._watch = FleetWatch(
             settings, self._fleet, self._database, self._metrics, self._registry, self._node, hands
         )
-        self._show_zeros()
+        show_zeros(self._metrics, tuple(self._machines))
+        for name in self._machines:
+            self._show_protection(name)
 
     def _add_task(self, task: TaskSection) -> None:
         model = TaskModel.of(task)
@@ -192,26 +193,6 @@ class AggregatorService:
         if epoch not in self._beacons:
             self._beacons = {epoch: self._registry.beacon(epoch)} | dict(list(self._beacons.items())[-8:])
         return self._beacons[epoch]
-
-    def _show_zeros(self) -> None:
-        """Counters that start at zero: the first increase of one that was not there before is not seen."""
-        for task in self._machines:
-            for severity, kind in product(Severity, ("magnitude", "sustained")):
-                self._metrics.inc("alerts_received", task, severity.value, kind, AlertState.OPEN.value, by=0)
-            for outcome in ("released", "failed"):
-                self._metrics.inc("rounds", task, outcome, by=0)
-            self._metrics.inc("releases", task, by=0)
-            for outcome in ("opened", "closed"):
-                self._metrics.inc("fleet_events", task, outcome, by=0)
-            for kind in DRIFT_KINDS:
-                self._metrics.set("drifting_devices", task, kind, value=0)
-            self._metrics.set("drifting_cohort_share", task, value=0.0)
-            self._metrics.inc("cold_starts_sent", task, by=0)
-            for reason in ("limit", "weight", "canary", "statistics"):
-                self._metrics.inc("groups_dropped", task, reason, by=0)
-            self._metrics.set("round_members", task, value=0)
-            self._show_protection(task)
-            self._metrics.inc("update_bytes", task, by=0)
 
     def _seed(self) -> bytes:
         """Secret of the random selection, made once."""
