@@ -73,7 +73,6 @@ class CandidateGate:
         if self.settings.mode != "off":
             int8 = artifacts.get(Variant.INT8)
             verdict = validate(self.network, candidate.weights, parent, int8, self.holdouts, self.settings)
-            self.told(self.task, verdict)
             rejected = self.settings.mode == "enforce" and not verdict.accepted
             descent = replace(
                 descent,
@@ -83,6 +82,8 @@ class CandidateGate:
                 reason="; ".join(v.text() for v in verdict.rejections)[:1000] if rejected else "",
             )
         self._keep(descent, weights)
+        if verdict is not None:
+            self.told(self.task, verdict)  # behind the write: a full disk is tried again, and this counts once
         if verdict is not None and not verdict.accepted:
             if self.settings.mode == "enforce":
                 raise_if_rejected(verdict)

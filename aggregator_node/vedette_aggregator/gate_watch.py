@@ -24,7 +24,8 @@ def watch_gate(gate: CandidateGate, state: Path, metrics: Metrics, machine: Call
     """
 
     def told(task: str, verdict: GateVerdict) -> None:
-        metrics.inc("candidates", task, "accepted" if verdict.accepted else "rejected")
+        against = "rejected" if gate.settings.mode == "enforce" else "watched"
+        metrics.inc("candidates", task, "accepted" if verdict.accepted else against)
         for rejection in verdict.rejections:
             metrics.inc("candidate_rejections", task, rejection.validator.value)
 

@@ -15,6 +15,9 @@ RECALIBRATE_S_MIN: Final = 3600.0
 """Least time between two recalibrations of a task: whoever holds the aggregator cannot move a threshold quicker than
 the benign windows behind it come in."""
 
+COLD_START_S_MIN: Final = 60.0
+"""Least time between two cold starts of a task: each scores the training rows once."""
+
 
 @dataclass(frozen=True, slots=True)
 class CommandReceived(Event):
@@ -52,6 +55,7 @@ class CommandMachine:
     def __init__(self, device: str, tasks: Collection[str], saved: bytes | None = None) -> None:
         self._device, self._tasks = device, frozenset(tasks)
         self._seq, self._recalibrated = _restored(saved)
+        self._cold_started: dict[str, float] = {}
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event.
@@ -74,6 +78,7 @@ class CommandMachine:
         if outcome == "accepted" and command.action == "recalibrate":
             out.append(Recalibrate(command.task, command.reason))
         elif outcome == "accepted":
+            self._cold_started[command.task] = now
             out.append(ColdStart(command.task, command.version, command.sketch))
         out.append(Count("commands", outcome, command.task, command.action))
         level = "info" if outcome in ("accepted", "repeated") else "warning"
@@ -93,8 +98,11 @@ class CommandMachine:
             return "early"  # a number from far ahead would make every later one a repetition
         if command.task not in self._tasks:
             return "unknown_task"
-        last = self._recalibrated.get(command.task)
-        if command.action == "recalibrate" and last is not None and last <= now < last + RECALIBRATE_S_MIN:
+        times, least = self._recalibrated, RECALIBRATE_S_MIN
+        if command.action == "cold-start":
+            times, least = self._cold_started, COLD_START_S_MIN
+        last = times.get(command.task)
+        if last is not None and last <= now < last + least:
             return "too_soon"
         return "accepted"
 

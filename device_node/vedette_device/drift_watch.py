@@ -38,6 +38,8 @@ SHIFTED_SHARE: Final = 0.5
 """A column is shifted when more than this share of its values lies outside of what the learning phase saw."""
 COLUMN_PSI_MIN: Final = 0.1
 """Columns with less are not named: chance gives 0.07 to `ROWS_KEPT` rows."""
+LEARNT_ROWS: Final = 512
+"""Rows, and not twice as many, that columns are compared with: 4,096 with 256 columns took 0.2 s of a node report."""
 REPORTS_KEPT: Final = 60
 """Node reports over which shares of records are taken: an hour at the default pace."""
 UNREADABLE: Final = frozenset(
@@ -159,7 +161,7 @@ class DriftWatch:
     def _drifted(self, learnt: npt.NDArray[np.floating[Any]] | None) -> tuple[ColumnDrift, ...]:
         if learnt is None or not len(learnt) or self._rows_seen < ROWS_KEPT:
             return ()
-        psi = column_stability(learnt, self._scaled)
+        psi = column_stability(learnt[:: max(1, len(learnt) // LEARNT_ROWS)], self._scaled)
         order = np.argsort(-psi, kind="stable")[:DRIFT_COLUMNS_MAX].tolist()
         return tuple(
             ColumnDrift(name=self._schema.columns[i], psi=float(psi[i])) for i in order if psi[i] >= COLUMN_PSI_MIN

@@ -238,6 +238,8 @@ def test_where_the_gate_does_not_enforce_the_release_is_made(tmp_path: Path, mod
     assert found is not None
     assert len(found.verdicts) == verdicts
     assert any(v["outcome"] == "reject" for v in found.verdicts) is (mode == "watch")
+    assert site.count("candidates", outcome="rejected") == 0.0, "nothing was rejected"
+    assert site.count("candidates", outcome="watched") == (1.0 if mode == "watch" else None)
 
 
 def test_a_candidate_that_cannot_be_built_is_on_record(tmp_path: Path) -> None:

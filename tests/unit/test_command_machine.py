@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from vedette_core.machine import Count, Effect, Persist, Tick
 from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics
 from vedette_device.command_machine import (
+    COLD_START_S_MIN,
     KEY,
     RECALIBRATE_S_MIN,
     ColdStart,
@@ -154,6 +155,9 @@ def test_a_cold_start_is_handed_on_and_no_recalibration_stands_in_its_way() -> N
     effects = one.handle(command(2, action="cold-start", version=4, sketch=b"s"), NOW)
     assert [e for e in effects if isinstance(e, ColdStart)] == [ColdStart("network", 4, b"s")]
     assert not any(isinstance(e, Recalibrate) for e in effects)
+    for seq, after_s, expected in ((3, COLD_START_S_MIN - 1, "too_soon"), (4, COLD_START_S_MIN, "accepted")):
+        again = command(seq, action="cold-start", version=4, sketch=b"s")
+        assert outcome(one.handle(again, NOW + after_s)) == expected
 
 
 @pytest.mark.parametrize("fault", [None, PeerError("no sketch"), RefusedError("not needed", rule="phase")])
