@@ -52,7 +52,7 @@ def windows(
     from vedette_device.settings import DeviceSettings
 
     found = write_root_windows(load(DeviceSettings, config), task, count, out)
-    typer.echo(f"{out}: {found} windows of {task}; name it as root_set in the task's [defence] table")
+    typer.echo(f"{out}: {found} windows of {task}; name it as root_set in [tasks.defence], or as a holdout")
 
 
 @quarantine.command("list")
