@@ -39,6 +39,7 @@ class CandidateGate:
         lineage: where candidates are written down; None writes nothing.
         spent: ε of the most exposed device so far, or None where nothing is promised.
         told: hears of each verdict.
+        judged: digest of the candidate that was judged last, and the verdict.
     """
 
     task: str
@@ -48,6 +49,7 @@ class CandidateGate:
     lineage: Lineage | None = None
     spent: Callable[[], float | None] = lambda: None
     told: Told = lambda task, verdict: None
+    judged: tuple[str, GateVerdict | None] | None = None
 
     def check(
         self, candidate: Candidate, parent: Float32, artifacts: Mapping[Variant, bytes], now: float
@@ -67,6 +69,10 @@ class CandidateGate:
             RefusedError: it is rejected.
             TransientError: the disk is full.
         """
+        digest = candidate.digest().hex()
+        if self.judged is not None and self.judged[0] == digest:
+            # It waits for room on the disk, or for a validator's signature, and comes by here every few seconds.
+            return self._enforced(self.judged[1])
         verdict = None
         weights = artifacts[Variant.WEIGHTS]
         descent = replace(self._descent(candidate, now), weights_sha256=hashlib.sha256(weights).hexdigest())
@@ -83,16 +89,16 @@ class CandidateGate:
             )
         self._keep(descent, weights)
         if verdict is not None:
-            self.told(self.task, verdict)  # behind the write: a full disk is tried again, and this counts once
-        if verdict is not None and not verdict.accepted:
-            if self.settings.mode == "enforce":
-                raise_if_rejected(verdict)
-            log.warning(
-                "%s round %d: would be rejected: %s",
-                self.task,
-                candidate.round,
-                "; ".join(v.text() for v in verdict.rejections),
-            )
+            self.told(self.task, verdict)
+        if verdict is not None and not verdict.accepted and self.settings.mode == "watch":
+            against = "; ".join(v.text() for v in verdict.rejections)
+            log.warning("%s round %d: would be rejected: %s", self.task, candidate.round, against)
+        self.judged = (digest, verdict)
+        return self._enforced(verdict)
+
+    def _enforced(self, verdict: GateVerdict | None) -> GateVerdict | None:
+        if verdict is not None and self.settings.mode == "enforce":
+            raise_if_rejected(verdict)
         return verdict
 
     def failed(self, candidate: Candidate, fault: RefusedError | Exception, now: float) -> None:

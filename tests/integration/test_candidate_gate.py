@@ -160,6 +160,8 @@ def test_a_poisoned_round_is_stopped_and_the_next_starts_from_the_same_model(
     with pytest.raises(RefusedError, match=r"validation: .*loss \(tank\): found a loss of") as refused:
         site.release(site.candidate(2, 1, first - 8.0 * step))
     assert refused.value.rule == "validation"
+    with pytest.raises(RefusedError, match="validation: "):
+        site.release(site.candidate(2, 1, first - 8.0 * step))
     assert site.registry.versions(TASK) == (0, 1)
     assert site.registry.active(TASK) == 1
     assert site.registry.retained() == before, "not a byte of what devices see has changed"
