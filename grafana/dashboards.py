@@ -22,6 +22,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 sys.path.insert(0, str(Path(__file__).parent))  # a script, and in no package
 
+from model_panels import MODELS
 from panels import FLEET, Kind, Panel, Query
 
 FOLDER: Final = Path(__file__).parent / "dashboards"
@@ -122,7 +123,7 @@ def fleet() -> dict[str, Any]:
         .with_variable(_labels("instance", "Instance", 'label_values(vedette_devices{job=~"$job"}, instance)'))
     )
     number = 0
-    for section in FLEET:
+    for section in (*FLEET, MODELS):
         number += 1
         built = built.with_row(dashboard_builders.Row(section.title).id(number))
         for panel in section.panels:

@@ -174,7 +174,7 @@ def check_artifact(
     x = _rows_within(network, weights, widened)
     expected = network.reconstruct(x, weights)
     try:
-        found = _run(data, x).reshape(expected.shape)
+        found = run_artifact(data, x).reshape(expected.shape)
     except (ValueError, RuntimeError) as fault:
         raise RefusedError(f"artifact {variant.value}: it does not run: {fault}", rule="artifact") from fault
     low, high = widened[network.layers[-1].name]
@@ -201,7 +201,12 @@ def _rows_within(network: Network, weights: Float32, widened: ActivationRanges) 
     return x.astype(np.float32)
 
 
-def _run(data: bytes, x: Float32) -> Float32:
+def run_artifact(data: bytes, x: Float32) -> Float32:
+    """What a ``.tflite`` artifact makes of windows ``(n, *input_shape)``; its bytes are the caller's own, or checked.
+
+    Raises:
+        ValueError, RuntimeError: it does not load, or does not run.
+    """
     from ai_edge_litert.interpreter import Interpreter  # 60 MB: only where artifacts are built
 
     interpreter: Any = Interpreter(model_content=data, num_threads=1)

@@ -7,6 +7,7 @@ from collections import Counter
 from datetime import datetime
 from typing import Final
 
+from vedette_aggregator.fleet_drift import drift_kinds
 from vedette_aggregator.fleet_event_machine import (
     AlertOpened,
     DeviceGone,
@@ -15,7 +16,6 @@ from vedette_aggregator.fleet_event_machine import (
     FleetEventSettings,
 )
 from vedette_aggregator.fleet_sketch import merge_sketches
-from vedette_core.learning.drift import PSI_SHIFTED
 from vedette_core.learning.sketch import ScoreSketch
 from vedette_core.machine import Count, Event, Note, Tick
 from vedette_core.runtime.metrics import Metrics
@@ -26,12 +26,6 @@ log = logging.getLogger("vedette.fleet")
 
 DEVICES_MAX: Final = 100_000
 """Devices that are remembered; a site has fewer, and memory stays bounded (about 2 KB each)."""
-BAD_RECORDS_SHARE: Final = 0.05
-"""Share of unreadable or incomplete records from which a device's schema counts as drifting."""
-CHANCE_MAX: Final = 0.01
-"""Scores count as drifting only where chance alone gives such a distance less often. The stability index does not know
-how few windows it is made of: on the shipped captures' benign parts, 18 independent windows each, it passed its limit
-for three gateways of eight, and Kolmogorov's test for none."""
 
 
 class Fleet:
@@ -51,15 +45,15 @@ class Fleet:
         self.states: dict[str, DeviceState] = {}
         self._reports: dict[str, Telemetry] = {}
 
-    def take_state(self, state: DeviceState) -> None:
-        """A device is online, stopped or lost; or runs another release."""
+    def take_state(self, state: DeviceState) -> bool:
+        """A device is online, stopped or lost; or runs another release. Tells whether that is news."""
         before = self.states.get(state.device)
         if before is None and len(self.states) >= DEVICES_MAX:
-            return
+            return False
         same = before is not None and before.session == state.session
         # A will was written when the session began, and has its first number.
         if same and before is not None and state.seq < before.seq and state.status != "lost":
-            return
+            return False
         self.states[state.device] = state
         if state.status != "online":
             self._tell(DeviceGone(state.device), 0.0)
@@ -71,9 +65,10 @@ class Fleet:
         self._metrics.forget("release_devices")
         for (task, version), count in versions.items():
             self._metrics.set("release_devices", task, version, value=count)
+        return True
 
-    def take_report(self, report: Telemetry) -> None:
-        """A node report; counters grow by what is new since the same session's last one.
+    def take_report(self, report: Telemetry) -> bool:
+        """A node report; counters grow by what is new since the same session's last one. Tells whether it is news.
 
         Raises:
             PeerError: a sketch that is none.
@@ -83,10 +78,10 @@ class Fleet:
                 ScoreSketch.from_bytes(detector.sketch)
         before = self._reports.get(report.device)
         if before is None and len(self._reports) >= DEVICES_MAX:
-            return
+            return False
         if before is not None and before.session == report.session:
             if report.seq <= before.seq:
-                return
+                return False
         else:
             before = None
         self._reports[report.device] = report
@@ -94,7 +89,7 @@ class Fleet:
         self._metrics.inc("fleet_cpu_seconds", by=max(0.0, report.cpu_s - (before.cpu_s if before else 0.0)))
         self._metrics.set("fleet_spool_messages", value=sum(r.spool_messages for r in self._reports.values()))
         earlier = {d.task: d for d in before.detectors} if before else {}
-        self._show_drift(report.device, frozenset(k for d in report.detectors for k in _drifts(d)))
+        self._show_drift(report.device, frozenset((d.task, kind) for d in report.detectors for kind in drift_kinds(d)))
         for detector in report.detectors:
             last = earlier.get(detector.task)
             self._tell(DeviceKnown(report.device, detector.task, self._cohorts.get(report.device, "")), report.time_s)
@@ -103,11 +98,16 @@ class Fleet:
             self._metrics.inc("fleet_windows_scored", detector.task, by=new)
             if detector.score_us_p50:
                 self._metrics.observe("fleet_score_seconds", detector.task, value=detector.score_us_p50 / 1e6)
+        return True
 
     def take_cohort(self, device: str, cohort: str) -> None:
         """What kind of device one says it is, when it checks in; its next report puts it there."""
         if device in self._cohorts or len(self._cohorts) < DEVICES_MAX:
             self._cohorts[device] = cohort
+
+    def cohort(self, device: str) -> str:
+        """What kind of device it says it is; empty where it has not."""
+        return self._cohorts.get(device, "")
 
     def take_alert(self, alert: Alert, now: float) -> None:
         """An alert that was not here before."""
@@ -158,14 +158,3 @@ class Fleet:
                 self._metrics.count(effect.metric, task=effect.task, kind=effect.kind, outcome=effect.outcome)
             elif isinstance(effect, Note):
                 log.log(logging.WARNING if effect.level == "warning" else logging.INFO, "%s", effect.text)
-
-
-def _drifts(detector: DetectorReport) -> list[tuple[str, str]]:
-    """Labels of the kinds of drift that a detector reports: its task, and ``score`` or ``schema``."""
-    drift = detector.drift
-    if drift is None:
-        return []
-    schema = drift.unreadable_share + drift.missing_share > BAD_RECORDS_SHARE or drift.constant or drift.shifted
-    score = drift.psi >= PSI_SHIFTED and drift.ks_p < CHANCE_MAX
-    found = {"score": score, "schema": bool(schema)}
-    return [(detector.task, kind) for kind, is_so in found.items() if is_so]

@@ -9,16 +9,19 @@ from typing import Final
 import numpy as np
 
 from vedette_aggregator.aggregation import Candidate, GlobalModel
-from vedette_aggregator.artifacts import assumed_ranges, build_artifacts
+from vedette_aggregator.artifacts import Artifact, assumed_ranges, build_artifacts
+from vedette_aggregator.candidate_gate import CandidateGate
+from vedette_aggregator.holdouts import Holdouts
 from vedette_aggregator.publication import Publication
 from vedette_aggregator.registry import Registry
 from vedette_aggregator.round_events import Released
 from vedette_aggregator.settings import TaskSection
+from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import Network, build_network
 from vedette_core.learning.optimiser import FedAdam, FedAvg, Moments, ServerOptimiser
 from vedette_core.learning.presets import Preset, task_spec
 from vedette_core.learning.weights_file import WeightsFile, read_weights, write_weights
-from vedette_schemas.errors import ConfigError
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.features import FLOW_LOGS, NETWORK_FLOWS, FeatureSchema, behaviour_schema, sensor_schema
 from vedette_schemas.model import ReleaseTarget, Variant, decimal
 from vedette_schemas.round import Plan, plan_bytes, read_plan
@@ -69,10 +72,18 @@ class Releases:
         registry: the site's release repository.
         task: its settings.
         model: its feature schema and network.
+
+    Attributes:
+        gate: what a candidate must pass, and where it is written down.
+
+    Raises:
+        ConfigError: holdout sets that cannot be used.
     """
 
     def __init__(self, registry: Registry, task: TaskSection, model: TaskModel) -> None:
         self._registry, self._task, self._model = registry, task, model
+        holdouts = Holdouts.load(task.validation, model.network, model.schema)
+        self.gate = CandidateGate(task.task, model.network, task.validation, holdouts)
 
     def initial(self, plan: Plan, now: float) -> GlobalModel:
         """The model that the first round starts from: release 0, published if there is none yet.
@@ -91,6 +102,7 @@ class Releases:
             self._registry.publish(self._task.task, 0, files, custom, now)
         model = self.active_model()
         self._check(model.plan, plan)
+        self._write_down(now)
         return model
 
     def active_model(self) -> GlobalModel:
@@ -118,26 +130,55 @@ class Releases:
         A candidate that was released before a crash is answered with that release.
 
         Raises:
-            RefusedError, PeerError: a variant that does not hold: the candidate is not released, for good.
+            RefusedError, PeerError: the gate rejects it, or a variant does not hold: it is not released, for good.
             TransientError: the disk is full: try again.
             ConfigError: the repository is damaged, or the quantiser is not installed.
         """
         done = self._released(candidate)
         if done is not None:
+            self._record(candidate, done.version)
             return done, self._registry.retained()
         version = self._registry.next_version(self._task.task)
-        artifacts = build_artifacts(
-            self._model.network,
-            candidate.weights,
-            task=self._task.task,
-            schema=self._model.schema,
-            ranges=candidate.ranges or assumed_ranges(self._model.network, candidate.weights),
-        )
+        artifacts = self._build(candidate, now)
+        self.gate.check(candidate, self._parent(candidate), {v: a.data for v, a in artifacts.items()}, now)
         plan_digest = _digest(plan)
         files = {variant: artifact.data for variant, artifact in artifacts.items()} | {Variant.PLAN: plan}
         custom = {v: self._describe(v, version, candidate, plan_digest) for v in files}
         publication = self._registry.publish(self._task.task, version, files, custom, now)
+        self._record(candidate, version)
         return Released(version, artifacts[Variant.WEIGHTS].sha256, plan_digest), publication
+
+    def _build(self, candidate: Candidate, now: float) -> dict[Variant, Artifact]:
+        try:
+            return build_artifacts(
+                self._model.network,
+                candidate.weights,
+                task=self._task.task,
+                schema=self._model.schema,
+                ranges=candidate.ranges or assumed_ranges(self._model.network, candidate.weights),
+            )
+        except (PeerError, RefusedError) as fault:
+            self.gate.failed(candidate, fault, now)
+            raise
+
+    def _parent(self, candidate: Candidate) -> Float32:
+        _, data = self._registry.target(self._task.task, candidate.parent_version, Variant.WEIGHTS)
+        return read_weights(data).weights
+
+    def _record(self, candidate: Candidate, version: int) -> None:
+        listed = self._registry.listed(self._task.task, version)
+        self.gate.released(candidate, version, {variant: target.sha256 for variant, target in listed.items()})
+
+    def _write_down(self, now: float) -> None:
+        """Releases that the record does not know: the initial one, and those from before there was a record."""
+        task = self._task.task
+        if self.gate.lineage is None:
+            return
+        for version in self._registry.versions(task):
+            listed = self._registry.listed(task, version)
+            said, data = self._registry.target(task, version, Variant.WEIGHTS)
+            files = {variant: target.sha256 for variant, target in listed.items()}
+            self.gate.initial(data, version, said.round, files, said.parent, now)
 
     def _describe(self, variant: Variant, version: int, candidate: Candidate | None, plan: str) -> ReleaseTarget:
         form = {Variant.WEIGHTS: "weights", Variant.PLAN: "plan"}.get(variant, "tflite")

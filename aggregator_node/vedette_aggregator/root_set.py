@@ -41,8 +41,23 @@ class RootSet:
     x: Float32 = field(repr=False)
 
     @classmethod
-    def load(cls, path: Path, network: Network, schema: FeatureSchema) -> Self:
+    def load(
+        cls,
+        path: Path,
+        network: Network,
+        schema: FeatureSchema,
+        *,
+        what: str = "root set",
+        least: int | None = None,
+    ) -> Self:
         """Read a file.
+
+        Args:
+            path: the archive.
+            network: the task's network.
+            schema: the task's feature schema.
+            what: what the file is for, in messages.
+            least: fewest windows; `WINDOWS_MIN` without it.
 
         Raises:
             ConfigError: it is missing, no such archive, or of another feature schema.
@@ -54,21 +69,21 @@ class RootSet:
                 x, digest = archive["x"], str(archive["schema"])
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as fault:
             raise ConfigError(
-                f"root set {path}: found {fault}, expected an archive made by `vedette device windows`"
+                f"{what} {path}: found {fault}, expected an archive made by `vedette device windows`"
             ) from fault
         if digest != schema.digest:
             raise ConfigError(
-                f"root set {path}: found windows of feature schema {digest[:16]}, expected {schema.digest[:16]}; "
+                f"{what} {path}: found windows of feature schema {digest[:16]}, expected {schema.digest[:16]}; "
                 "make it again with a device of this task"
             )
-        expected = tuple(schema.input_shape)
-        if x.dtype != np.float32 or x.shape[1:] != expected or not WINDOWS_MIN <= len(x) <= WINDOWS_MAX:
+        expected, fewest = tuple(schema.input_shape), WINDOWS_MIN if least is None else least
+        if x.dtype != np.float32 or x.shape[1:] != expected or not fewest <= len(x) <= WINDOWS_MAX:
             raise ConfigError(
-                f"root set {path}: found {x.dtype} {x.shape}, expected {WINDOWS_MIN} to {WINDOWS_MAX} float32 windows "
+                f"{what} {path}: found {x.dtype} {x.shape}, expected {fewest} to {WINDOWS_MAX} float32 windows "
                 f"of {expected}"
             )
         if not np.isfinite(x).all():
-            raise ConfigError(f"root set {path}: found values that are not finite; make it again")
+            raise ConfigError(f"{what} {path}: found values that are not finite; make it again")
         return cls(network, x)
 
     def train(self, plan: Plan, weights: Float32) -> Float32:

@@ -203,6 +203,11 @@ class RoundBook:
         self.record = record
         out.append(Persist(self.keys.state, record.to_bytes()))
 
+    def bring_forward(self, opening_s: float, out: list[Effect]) -> None:
+        """Let the next round open at another time, if that is sooner."""
+        if self.record.deadline is None or opening_s < self.record.deadline:
+            self.commit(replace(self.record, deadline=opening_s, next_round_s=opening_s), out)
+
     def add_checkin(self, body: CheckIn, out: list[Effect]) -> None:
         """Keep a device's newest check-in."""
         known = self.devices.get(body.device)

@@ -106,6 +106,11 @@ class ModelReplaced(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RoundAsked(Event):
+    """Somebody wants the next round before its time; quiet hours and a grid of rounds a day stay what they are."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainRoot(Effect):
     """Train on the aggregator's own clean root set as a participant would; answer with `RootTrained`.
 
@@ -177,6 +182,7 @@ KINDS: Final[Mapping[type[Event], str]] = {
     Released: "released",
     ReleaseFailed: "release_failed",
     ModelReplaced: "model_replaced",
+    RoundAsked: "round_asked",
 }
 """Every event of the machine, with its label in the metrics."""
 
@@ -202,6 +208,7 @@ _ROWS: Final[Mapping[type[Event], tuple[Answer, ...]]] = {
     Released:        (_D,     _D,     _D,     _D,    _A,       _D),
     ReleaseFailed:   (_D,     _D,     _D,     _D,    _A,       _D),
     ModelReplaced:   (_A,     _A,     _A,     _A,    _A,       _A),
+    RoundAsked:      (_A,     _D,     _D,     _D,    _D,       _D),
 }  # fmt: skip
 TABLE: Final[Mapping[tuple[RoundState, type[Event]], Answer]] = {
     (state, event): answer for event, row in _ROWS.items() for state, answer in zip(_STATES, row, strict=True)

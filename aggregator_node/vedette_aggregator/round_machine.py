@@ -28,6 +28,7 @@ from vedette_aggregator.round_events import (
     Released,
     ReleaseFailed,
     RootTrained,
+    RoundAsked,
     SharesReceived,
     TrainRoot,
     UploadReceived,
@@ -152,8 +153,7 @@ class RoundMachine:
     def next_deadline(self) -> float | None:
         """When a `Tick` is due, epoch seconds; None if only a message or the shell's answer moves the round.
 
-        A `Tick` is due every minute all the same: a clock that is set back moves the deadline away, and only an event
-        brings it near again.
+        A `Tick` is due every minute all the same: only an event brings near what a clock that was set back moved away.
         """
         deadline = self._book.record.deadline
         if self.state is RoundState.CHECKIN and deadline is None:
@@ -199,6 +199,8 @@ class RoundMachine:
                 self._end(Phase.FAILED, f"the candidate was not released: {reason}", now, out)
             case ModelReplaced(model):
                 self._on_replaced(model, now, out)
+            case RoundAsked() if answer is Answer.ACCEPT:
+                self._book.bring_forward(self._settings.schedule.next_open(now, float("-inf")), out)
         out.append(Count("machine_events", answer.value, self.task, KINDS[type(event)]))
         return out
 
@@ -464,12 +466,10 @@ class RoundMachine:
         self._book.commit(self._book.record.ended(phase, reason, until), out)
         out += gone
         self._announce(out)
-        done = phase is Phase.DONE
+        version, done = self._book.model.version, phase is Phase.DONE
         out.append(Count("rounds", "released" if done else "failed", self.task))
-        if done:
-            out.append(Note("info", f"{self._where}: released as version {self._book.model.version}"))
-        else:
-            out.append(Note("error", f"{self._where} failed: {reason}; release {self._book.model.version} stays"))
+        said = f": released as version {version}" if done else f" failed: {reason}; release {version} stays"
+        out.append(Note("info" if done else "error", self._where + said))
 
     def _announce(self, out: list[Effect]) -> None:
         """Publish the retained state: rosters before the state that sends devices to them."""

@@ -10,13 +10,16 @@ from datetime import datetime
 from functools import partial
 from typing import Final
 
-from vedette_aggregator import alert_store
+from vedette_aggregator import alert_store, device_book
+from vedette_aggregator.actions import Hands
 from vedette_aggregator.alert_store import AlertStore
 from vedette_aggregator.attestation_desk import AttestationDesk
 from vedette_aggregator.exclusions import Exclusions
-from vedette_aggregator.first_counts import show_zeros
+from vedette_aggregator.first_values import show_zeros
 from vedette_aggregator.fleet import Fleet
 from vedette_aggregator.fleet_event_machine import FleetEventSettings
+from vedette_aggregator.fleet_watch import FleetWatch
+from vedette_aggregator.gate_watch import watch_gate
 from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, TelemetryReceived
 from vedette_aggregator.publication import Publication, retained_messages
 from vedette_aggregator.quarantine import Quarantine
@@ -39,6 +42,7 @@ from vedette_aggregator.round_events import (
     UploadReceived,
     VoteReceived,
 )
+from vedette_aggregator.round_gauges import show_protection, show_round
 from vedette_aggregator.round_machine import RoundMachine
 from vedette_aggregator.round_messages import RoundMessages
 from vedette_aggregator.round_settings import RoundSettings
@@ -58,7 +62,6 @@ from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, StateStore
 from vedette_schemas.alert import Alert
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
-from vedette_schemas.round import Phase
 from vedette_schemas.topics import Topics
 
 log = logging.getLogger("vedette.aggregator")
@@ -99,7 +102,7 @@ class AggregatorService:
         self._topics = Topics(settings.site)
         self._say = RoundMessages(self._topics, self._node.id, self._node.signer)
         self._metrics = Metrics(AGGREGATOR_METRICS)
-        self._database = Database(settings.state_dir / "aggregator.db", alert_store.TABLES)
+        self._database = Database(settings.state_dir / "aggregator.db", alert_store.TABLES + device_book.TABLES)
         self._store = StateStore(self._database)
         self._alerts = AlertStore(self._database)
         self._fleet = Fleet(self._metrics, FleetEventSettings(**settings.fleet_events.model_dump()))
@@ -139,9 +142,13 @@ class AggregatorService:
         self._exclusions = Exclusions(Quarantine(self._store), self._revocations, self._metrics)
         self._own = OwnCertificate(self._node, self._link, self._metrics)
         self._intake = self._make_intake(ring)
-        show_zeros(self._metrics, self._machines)
-        for task_name in self._machines:
-            self._show_protection(task_name)
+        hands = Hands(self._shell.carry_out, self._shell.publish, self._put_out, self._handle, self._follow_active)
+        self._watch = FleetWatch(
+            settings, self._fleet, self._database, self._metrics, self._registry, self._node, hands
+        )
+        show_zeros(self._metrics, tuple(self._machines))
+        for name in self._machines:
+            show_protection(self._metrics, name, self._machines[name], self._suspicion_min[name])
 
     def _add_task(self, task: TaskSection) -> None:
         model = TaskModel.of(task)
@@ -164,6 +171,7 @@ class AggregatorService:
         if task.defence.root_set is not None:
             self._roots[task.task] = RootSet.load(task.defence.root_set, model.network, model.schema)
         releases = Releases(self._registry, task, model)
+        watch_gate(releases.gate, self._database.path, self._metrics, lambda: self._machines[task.task])
         self._turns[task.task] = asyncio.Lock()
         self._releases[task.task] = releases
         parts = RoundParts(
@@ -237,6 +245,7 @@ class AggregatorService:
             await asyncio.gather(*background, return_exceptions=True)
             await self._jobs.cancel()
             await self._link.stop()
+            self._watch.flush(time.time(), at_once=True)
             if server is not None:
                 server.shutdown()
             self._database.close()
@@ -278,7 +287,7 @@ class AggregatorService:
         match event:
             case CheckInReceived(body):
                 await self._attestation.receive(body, time.time())
-                self._fleet.take_cohort(body.device, body.cohort)
+                self._watch.take_cohort(body.device, body.cohort, time.time())
                 await self._handle(body.task, event)
             case UploadReceived(body):
                 self._metrics.inc("update_bytes", body.task, by=payload_bytes)
@@ -286,16 +295,16 @@ class AggregatorService:
             case VoteReceived(answer) | SharesReceived(answer):
                 await self._handle(answer.task, event)
             case AlertReceived(body):
-                self._take_alert(body)
+                await self._take_alert(body)
             case StateReceived(body):
-                self._fleet.take_state(body)
+                await self._watch.take_state(body, time.time())
                 self._foreign.take(body)
             case TelemetryReceived(body):
-                self._fleet.take_report(body)
+                await self._watch.take_report(body, time.time())
 
-    def _take_alert(self, alert: Alert) -> None:
+    async def _take_alert(self, alert: Alert) -> None:
         if self._alerts.add(alert, time.time()):
-            self._fleet.take_alert(alert, time.time())
+            await self._watch.take_alert(alert, time.time())
             labels = (alert.model.task, alert.severity.value, alert.kind, alert.state.value)
             self._metrics.inc("alerts_received", *labels)
             self._metrics.observe("alert_delay_seconds", value=max(0.0, time.time() - _seconds(alert.window_end)))
@@ -331,7 +340,9 @@ class AggregatorService:
         if machine.state is not before or isinstance(
             event, (CheckInReceived, UploadReceived, VoteReceived, SharesReceived, Released)
         ):
-            self._show(task, machine)
+            show_round(self._metrics, task, machine)
+        if isinstance(event, (Released, ModelReplaced)):
+            await self._watch.active(task, machine.model.version, time.time(), fresh=isinstance(event, Released))
 
     async def _follow_active(self, task: str) -> None:
         """After a rollback or a revocation another release is active than the rounds went on with: begin from it."""
@@ -403,31 +414,13 @@ class AggregatorService:
             if loss is not None:
                 self._metrics.set("round_loss", task, stage, value=loss)
         self._metrics.set("round_participants", task, value=len(effect.candidate.contributors))
-        self._show_protection(task)
+        show_protection(self._metrics, task, self._machines[task], self._suspicion_min[task])
         await self._handle(task, released)
 
     def _put_out(self, publication: Publication) -> None:
         self._follower.note(publication)
         for topic, payload in retained_messages(self._topics, publication):
             self._shell.publish(Publish(topic, payload, retain=True))
-
-    def _show(self, task: str, machine: RoundMachine) -> None:
-        if machine.members:
-            self._metrics.set("round_members", task, value=machine.members)
-        self._metrics.set("round_number", task, value=machine.round)
-        for phase in Phase:
-            self._metrics.set("round_phase", task, phase.value, value=float(machine.state.value == phase.value))
-
-    def _show_protection(self, task: str) -> None:
-        machine = self._machines[task]
-        memory, number = machine.memory, max(1, machine.round)
-        _, exposure = memory.ledger.most_exposed(number)
-        self._metrics.set("privacy_epsilon", task, value=exposure.epsilon(memory.ledger.budget.delta))
-        self._metrics.set("privacy_epsilon_max", task, value=memory.ledger.budget.epsilon_max)
-        ranked = memory.suspicions.ranked()
-        self._metrics.set("suspicion_max", task, value=ranked[0][1] if ranked else 0.0)
-        suspects = memory.suspicions.suspects(self._suspicion_min[task])
-        self._metrics.set("suspects", task, value=len(suspects))
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -439,6 +432,7 @@ class AggregatorService:
             if overdue:
                 anyway = time.monotonic() + TICK_ANYWAY_S
             await self._attestation.follow_policy()
+            self._watch.flush(time.time())
             await self._follow_quarantine()
             await self._follower.look()
             for task, machine in self._machines.items():

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from vedette_aggregator.action_settings import ActionsSection
 from vedette_aggregator.profiles import PROFILES
+from vedette_aggregator.validation_settings import ValidationSection
 from vedette_core.runtime.config import Section, Settings
 from vedette_core.runtime.sections import BrokerSection, LogSection, MetricsSection
 from vedette_schemas.features import COLUMNS_MAX, HASH_MARK_PATTERN
@@ -192,6 +194,7 @@ class TaskSection(Section):
     round: RoundSection = RoundSection()
     privacy: PrivacySection = PrivacySection()
     defence: DefenceSection = DefenceSection()
+    validation: ValidationSection = ValidationSection()
     optimiser: ServerOptimiserSection = ServerOptimiserSection()
 
     @model_validator(mode="before")
@@ -246,6 +249,7 @@ class AggregatorSettings(Settings):
         trust_dir: the release repository: metadata, artifacts and online keys.
         fleet_events: when alerts of many devices are one event.
         attestation: what devices must show before they take part.
+        actions: what is done about drift and bad releases without a person.
         tasks: the federated tasks.
     """
 
@@ -257,6 +261,7 @@ class AggregatorSettings(Settings):
     broker: BrokerSection = BrokerSection()
     fleet_events: FleetEventsSection = FleetEventsSection()
     attestation: AttestationSection = AttestationSection()
+    actions: ActionsSection = ActionsSection()
     metrics: MetricsSection = MetricsSection(port=9470)
     log: LogSection = LogSection()
     tasks: Annotated[tuple[TaskSection, ...], Field(min_length=1, max_length=8)]

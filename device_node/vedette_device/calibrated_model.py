@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vedette_core.learning.calibration import RollingCalibration, smoothing, z_score
+from vedette_core.learning.calibration import Calibration, RollingCalibration, smoothing, z_score
 from vedette_core.learning.cusum import SPREAD_MAX, long_run_spread
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import Network
@@ -17,7 +17,7 @@ from vedette_core.learning.scoring import ResidualCalibration, ResidualScorer, c
 from vedette_device.baseline import Baseline
 from vedette_device.count_heads import CountHeads, has_heads
 from vedette_schemas.alert import AlertModel
-from vedette_schemas.errors import PeerError
+from vedette_schemas.errors import PeerError, RefusedError
 
 USUAL_SCORE_QUANTILE: Final = 0.9
 """Of an entity's benign scores: high enough to tell how far it swings, low enough that fifty of them can."""
@@ -130,6 +130,42 @@ class CalibratedModel:
         average = _largest_average(p_values, entities, half_life_windows)
         spread = long_run_spread(np.array([z_score(p) for p in p_values.tolist()]), entities, inputs.shape[1])
         return cls(backend, model, baseline, residuals, factors, rolling, average, spread, heads)
+
+    @classmethod
+    def provisional(
+        cls,
+        backend: Reconstructs,
+        model: AlertModel,
+        baseline: Baseline,
+        training: Float32,
+        fleet: Calibration,
+        half_life_windows: float,
+    ) -> CalibratedModel:
+        """A model as a device can have it before it has held anything out: usual errors of its own, scores of others.
+
+        Args:
+            backend: runs the model, which was not trained here.
+            model: its identity.
+            baseline: of the learning phase.
+            training: ``(n, history, columns)`` scaled benign inputs of the learning phase.
+            fleet: what benign windows score on the other devices.
+            half_life_windows: of the moving average that the alerts go by.
+
+        Raises:
+            PeerError: the model's input is another.
+            RefusedError: a network of counts, whose ensemble needs windows that are held out.
+        """
+        if has_heads(backend.network.spec):
+            raise RefusedError("cold start: found a network of counts, expected one of a score alone", rule="heads")
+        x = shaped(training, backend.network)
+        reconstruction = baseline.bound(backend.reconstruct(x))
+        residuals = calibrate_residuals(backend.network, x, reconstruction)
+        rolling = RollingCalibration(fleet.ordered)
+        p_values = rolling.current.p_values(ResidualScorer(backend.network, residuals).score(x, reconstruction))
+        entities = [""] * len(x)
+        average = _largest_average(p_values, entities, half_life_windows)
+        spread = long_run_spread(np.array([z_score(p) for p in p_values.tolist()]), entities, training.shape[1])
+        return cls(backend, model, baseline, residuals, {}, rolling, average, spread)
 
     def judge(self, inputs: Float32, entities: Sequence[str], newest: Float32 | None = None) -> Judgement:
         """Score inputs.

@@ -28,12 +28,13 @@ from vedette_core.learning.sketch import ScoreSketch
 from vedette_device.alert_record import ScoredWindow
 from vedette_device.baseline import INPUTS_KEPT_MAX, Baseline
 from vedette_device.calibrated_model import CalibratedModel, Reconstructs, shaped
+from vedette_device.cold_start import first_calibration
 from vedette_device.drift_watch import DriftWatch
 from vedette_device.features.windows import Window
 from vedette_device.input_history import InputHistory, pack_windows, unpack_windows
 from vedette_device.reasons import top_reasons
 from vedette_schemas.alert import AlertModel, FeatureReason
-from vedette_schemas.errors import ConfigError, PeerError
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.features import FeatureSchema
 from vedette_schemas.telemetry import SCORE_BUCKETS, DriftReport
 
@@ -108,6 +109,7 @@ class Detector:
         self._pending: tuple[Reconstructs, AlertModel] | None = None
         self._active: CalibratedModel | None = None
         self._stored: Mapping[str, Any] | None = None
+        self._cold: CalibratedModel | None = None
 
     @property
     def phase(self) -> Phase:
@@ -141,7 +143,8 @@ class Detector:
         """How far the newest windows are from what was calibrated on; None before there is enough to say."""
         if self._active is None or self._baseline is None:
             return None
-        return self.drift_watch.report(self._active.rolling.current.ordered, self._baseline)
+        learnt = self._training[:, -1] if len(self._training) else None
+        return self.drift_watch.report(self._active.rolling.current.ordered, self._baseline, learnt)
 
     def score_sketch(self) -> ScoreSketch | None:
         """What benign windows score here, for a device that has no calibration yet; None before this one has."""
@@ -177,8 +180,9 @@ class Detector:
         """
         shaped(self._empty().astype(np.float32), backend.network)
         if self._baseline is None or not self.is_calibratable:
-            self._pending = (backend, model)
+            self._pending, self._cold = (backend, model), None
             return
+        self._cold = None
         stored, self._stored, self._pending = self._stored, None, None
         self.drift_watch.restart()
         if stored is not None and stored["digest"] == model.digest:
@@ -195,11 +199,53 @@ class Detector:
             self._training.astype(np.float32),
         )
 
+    def begin_cold(self, fleet: ScoreSketch) -> None:
+        """Score the model that waits for its calibration with the fleet's scores, until it has its own.
+
+        Nothing of it is persisted, and its scores go into no calibration: after a restart it must be asked for again.
+
+        Args:
+            fleet: benign scores of that model on other devices.
+
+        Raises:
+            RefusedError: there is nothing to begin with, it is not needed any more, or the sketch holds too little.
+        """
+        if self._baseline is None or self._pending is None or len(self._training) < SCORES_MIN:
+            raise RefusedError(
+                f"cold start: found phase {self.phase} with {len(self._training)} training rows, expected calibrating "
+                f"with a model that waits, and at least {SCORES_MIN}",
+                rule="phase",
+            )
+        backend, model = self._pending
+        training, half_life = self._training.astype(np.float32), self.settings.half_life_windows
+        self._cold = CalibratedModel.provisional(
+            backend, model, self._baseline, training, first_calibration(fleet), half_life
+        )
+
+    def recalibrate(self) -> int:
+        """Measure the active model anew on the inputs that are held out now.
+
+        Those are the device's own recent benign windows: each came in past the brake of the rolling calibration, so
+        that nobody can be quicker by asking for this.
+
+        Returns:
+            Windows that it was measured on.
+
+        Raises:
+            RefusedError: no model is active, or too few benign windows are there.
+        """
+        if self._active is None or self._baseline is None or not self.is_calibratable:
+            raise RefusedError(f"found phase {self.phase}, expected armed: nothing is calibrated yet", rule="phase")
+        backend, model = self._active.backend, self._active.model
+        self._stored = None
+        self.install(backend, model)
+        return len(self._held_out_entities)
+
     def uninstall(self) -> None:
         """Score nothing until a model is installed again; if it is the same one, it goes on with its calibration."""
         if self._active is not None:
             self._stored = self._active.to_state()
-        self._active, self._pending = None, None
+        self._active, self._pending, self._cold = None, None, None
 
     def feed(self, windows: Sequence[Window], *, frozen: bool = False) -> list[ScoredWindow]:
         """Take windows in the order of their time.
@@ -212,6 +258,7 @@ class Detector:
             What was scored, in the same order; nothing before the detector is armed.
         """
         waiting: list[tuple[Window, npt.NDArray[np.float32], Float32]] = []
+        was_cold = self._cold is not None  # its windows are held out already
         for window in windows:
             if self._history.is_stale(window):
                 self.refused["stale"] += 1
@@ -226,8 +273,11 @@ class Detector:
             if self._active is not None:
                 waiting.append((window, values, scaled))
             elif not self.is_calibratable:
+                # Held out whatever it scores: a threshold that is wrong here must not keep the right one away.
+                if self._cold is not None:
+                    waiting.append((window, values, scaled))
                 self._hold_out(window.entity, scaled)
-        return self._score(waiting, frozen=frozen) if waiting else []
+        return self._score(waiting, frozen=frozen or was_cold) if waiting else []
 
     def _learn(self, window: Window) -> None:
         self._history.push(window)
@@ -255,10 +305,11 @@ class Detector:
     def _score(
         self, waiting: list[tuple[Window, npt.NDArray[np.float32], Float32]], *, frozen: bool
     ) -> list[ScoredWindow]:
-        assert self._active is not None
+        active = self._active or self._cold
+        assert active is not None
         assert self._baseline is not None
         started = self._timer() if self._timer else 0
-        active, calibration = self._active, self._active.rolling.current
+        calibration = active.rolling.current
         inputs = np.stack([scaled for _, _, scaled in waiting])
         newest = np.stack([values[-1] for _, values, _ in waiting])
         judgement = active.judge(inputs, [window.entity for window, _, _ in waiting], newest)
@@ -300,11 +351,12 @@ class Detector:
         frozen: bool,
     ) -> None:
         """Count, and renew what is held out: what leaves it becomes a training row, so that the two stay disjoint."""
-        assert self._active is not None
         assert self._baseline is not None
         self.windows_scored += len(scored)
         for (_, values, scaled), window in zip(waiting, scored, strict=True):
             self.p_histogram[min(int(-4.0 * np.log10(window.p_value)), SCORE_BUCKETS - 1)] += 1
+            if self._active is None:
+                continue  # a cold start: the scores that it goes by are the fleet's, and stay
             self.drift_watch.observe(window.score, window.p_value, values[-1], scaled[-1], self._baseline)
             if frozen:
                 continue

@@ -6,7 +6,9 @@ from collections.abc import Collection
 
 from vedette_core.machine import Event
 from vedette_core.secagg.committee import CloseReceived, OpeningReceived
+from vedette_device.command_machine import CommandReceived
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened
+from vedette_schemas.command import COMMAND_TYPE, Command
 from vedette_schemas.envelope import Verifier, kind_of, unseal
 from vedette_schemas.errors import PeerError
 from vedette_schemas.round import OPEN_TYPE, ROSTER_TYPE, Roster, RoundOpen
@@ -61,6 +63,11 @@ class Intake:
                 receipt, _ = unseal(Receipt, payload, RECEIPT_TYPE, self._keys, sender=self._aggregator)
                 _same("receipt", "device", receipt.device, self._device)
                 return ReceiptReceived(receipt)
+            case "command":
+                _same("command", "device", parsed.device, self._device)
+                command, _ = unseal(Command, payload, COMMAND_TYPE, self._keys, sender=self._aggregator)
+                _same("command", "device", command.device, self._device)
+                return CommandReceived(command)
             case "committee":
                 _same("committee", "device", parsed.device, self._device)
                 return self._committee(payload)

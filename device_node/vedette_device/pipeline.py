@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgpack
 
+from vedette_core.learning.sketch import ScoreSketch
 from vedette_core.machine import Effect, Publish
 from vedette_core.runtime.metrics import Metrics
 from vedette_core.runtime.storage import StateStore
@@ -24,7 +25,7 @@ from vedette_device.settings import DetectorSection, DeviceSettings
 from vedette_device.sources import SourceError
 from vedette_device.streams import open_stream
 from vedette_schemas.alert import AlertModel
-from vedette_schemas.errors import PeerError, TransientError
+from vedette_schemas.errors import PeerError, RefusedError, TransientError
 from vedette_schemas.telemetry import DetectorReport
 
 log = logging.getLogger("vedette.detector")
@@ -110,6 +111,34 @@ class Pipeline:
         self._metrics.set("release_version", self.task, value=version)
         self.save()
         self._installed.set()
+
+    def recalibrate(self) -> int:
+        """Measure the active model anew; see `Detector.recalibrate`.
+
+        Returns:
+            Windows that it was measured on.
+
+        Raises:
+            RefusedError: an alert is open, or there is nothing to recalibrate.
+        """
+        if self.machine.open_entities:
+            raise RefusedError(
+                "found an alert that is open, expected none: what it is about is not benign", rule="alert"
+            )
+        windows = self.detector.recalibrate()
+        self.save()
+        return windows
+
+    def cold_start(self, version: int, sketch: bytes) -> None:
+        """Score with the fleet's scores until the own calibration is complete; see `Detector.begin_cold`.
+
+        Raises:
+            PeerError: a sketch that is none.
+            RefusedError: it is about another release, or not needed.
+        """
+        if version != self._version:
+            raise RefusedError(f"found scores of release {version}, expected {self._version}", rule="version")
+        self.detector.begin_cold(ScoreSketch.from_bytes(sketch))
 
     def uninstall(self) -> None:
         """Score nothing until another model is installed."""

@@ -31,6 +31,9 @@ from vedette_core.secagg.committee import CloseReceived, OpeningReceived
 from vedette_device.artifact_download import How
 from vedette_device.attestation_session import AttestationSession
 from vedette_device.budget_book import BudgetBook
+from vedette_device.command_machine import KEY as COMMAND_KEY
+from vedette_device.command_machine import CommandReceived
+from vedette_device.commands import Commands
 from vedette_device.credentials import Credentials
 from vedette_device.enforcement import Enforcement
 from vedette_device.intake import Intake
@@ -132,6 +135,7 @@ class DeviceService:
         self._dropped = 0
         self._started = time.monotonic()
         self._jobs = Jobs()
+        self._commands = Commands(self._node.id, self._pipelines, self._store.get(COMMAND_KEY), self._metrics)
         self._follower = ReleaseFollower(self._refresh, lambda: self._link.connected)
         self._updates: dict[str, Updates] = {}
         self._participations: dict[str, Participation] = {}
@@ -153,6 +157,7 @@ class DeviceService:
         await self._link.subscribe(self._topics.committee(self._node.id))
         if self._attestation is not None:
             await self._link.subscribe(self._attestation.topic)
+        await self._link.subscribe(self._topics.command(self._node.id))
         await self._link.subscribe(self._topics.trust(TIMESTAMP_FILE))
         await self._credentials.subscribe()
         await self._link.start()
@@ -309,6 +314,8 @@ class DeviceService:
                 await self._participations[roster.task].handle(event)
             case CloseReceived(work) | OpeningReceived(work):
                 await self._participations[work.task].handle(event)
+            case CommandReceived():
+                await self._commands.take(event, self._carry_out)
             case ReceiptReceived(receipt):
                 for item in receipt.items:
                     if item.outcome == "rejected":

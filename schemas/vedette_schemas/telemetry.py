@@ -65,6 +65,18 @@ class DeviceState(Message):
     models: Annotated[tuple[ActiveModel, ...], Field(max_length=8)] = ()
 
 
+class ColumnDrift(Message):
+    """A column whose newest values are spread otherwise than those that were learnt from.
+
+    Attributes:
+        name: the column.
+        psi: population stability index of its newest values against the training rows.
+    """
+
+    name: ColumnName
+    psi: NonNegative
+
+
 class DriftReport(Message):
     """How far what a detector sees is from what it was calibrated on, over its newest windows.
 
@@ -79,6 +91,8 @@ class DriftReport(Message):
         missing_share: share of those that lacked a value.
         constant: columns that used to move and do not, the first few.
         shifted: columns that are mostly outside of all that was learnt, the first few.
+        calibration_error: largest distance of the p-values' distribution function from that of even ones.
+        columns: columns that have drifted, the strongest first.
     """
 
     windows: Count
@@ -90,6 +104,8 @@ class DriftReport(Message):
     missing_share: Share = 0.0
     constant: Columns = ()
     shifted: Columns = ()
+    calibration_error: Share = 0.0
+    columns: Annotated[tuple[ColumnDrift, ...], Field(max_length=DRIFT_COLUMNS_MAX)] = ()
 
 
 class DetectorReport(Message):

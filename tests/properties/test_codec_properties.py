@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from vedette_schemas import alert, codec
 from vedette_schemas.alert import Alert, AlertModel, AlertState, FeatureReason, Severity
+from vedette_schemas.command import Command
 from vedette_schemas.errors import PeerError
 from vedette_schemas.model import ReleaseTarget, decimal
 from vedette_schemas.round import CheckIn, Plan, Roster, RoundOpen, Upload
 from vedette_schemas.telemetry import DeviceState, Receipt, ReceiptItem, Telemetry
 
-BINARY = (Telemetry, Receipt, Plan, RoundOpen, CheckIn, Roster, Upload)
+BINARY = (Telemetry, Command, Receipt, Plan, RoundOpen, CheckIn, Roster, Upload)
 JSON = (Alert, DeviceState, ReleaseTarget)
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

@@ -11,6 +11,7 @@ import pytest
 
 from vedette_core.learning.local_training import train
 from vedette_core.learning.network import Network, build_network
+from vedette_core.learning.sketch import ScoreSketch
 from vedette_core.learning.spec import dense_spec
 from vedette_device.alert_record import ScoredWindow
 from vedette_device.baseline import INPUTS_KEPT_MAX, RANGE_MARGIN, Baseline
@@ -20,7 +21,7 @@ from vedette_device.features.windows import Window
 from vedette_device.inference import NumpyBackend
 from vedette_device.input_history import CLOCK_STEP_S, InputHistory
 from vedette_schemas.alert import AlertModel
-from vedette_schemas.errors import ConfigError, PeerError
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.features import FeatureSchema
 
 T0, PERIOD_S = 1_772_755_200.0, 30.0
@@ -380,3 +381,98 @@ def test_a_restless_entity_does_not_hide_a_steady_one(collected: tuple[dict[str,
     own = judgement.scores[150:] / model.factors["restless"]
     assert model.rolling.current.threshold(0.1) < np.quantile(own, 0.8)  # ranked unweighted it would be that high
     assert model.judge(inputs[:1], ["newcomer"]).scores == pytest.approx(judgement.scores[:1])
+
+
+def test_a_detector_recalibrates_on_what_came_in_past_the_brake(armed: Detector) -> None:
+    before = armed.drift_watch
+    quiet = rows(900, seed=5) * np.float32(0.8)
+    fed(armed, windows(quiet, first=600))
+    old = armed.score_sketch()
+    assert armed.recalibrate() == SETTINGS.calibration_windows
+    assert armed.phase == "armed"
+    assert armed.model == MODEL
+    assert armed.drift_watch is before
+    assert armed.drift() is None, "what was compared with the old calibration is forgotten"
+    new = armed.score_sketch()
+    assert old is not None
+    assert new is not None
+    assert new.total == SETTINGS.calibration_windows
+
+
+def test_an_attack_before_a_recalibration_moves_it_no_further_than_the_brake_lets_in(armed: Detector) -> None:
+    held_out = armed.to_state()["held_out"]
+    loud = rows(300, seed=6) * np.float32(25.0)
+    fed(armed, windows(loud, first=600))
+    columns = len(SENSOR.columns) * SENSOR.history
+    now = np.frombuffer(armed.to_state()["held_out"], "<f2").reshape(-1, columns)
+    replaced = (now != np.frombuffer(held_out, "<f2").reshape(-1, columns)).any(axis=1).sum()
+    assert replaced <= len(loud) // 100 + 1, "one rare window of a hundred"
+    armed.recalibrate()
+    assert all(w.p_value < 0.02 for w in fed(armed, windows(loud[:50], first=1000)) if w.start_s)
+
+
+def test_nothing_is_recalibrated_before_there_is_a_calibration() -> None:
+    with pytest.raises(RefusedError, match="expected armed"):
+        Detector(SENSOR, SETTINGS).recalibrate()
+
+
+# --- cold start ---
+
+
+def calibrating(collected: tuple[dict[str, object], NumpyBackend], left: int = 120) -> tuple[Detector, list[Window]]:
+    """A detector with a model, and so many windows before its calibration is complete; and those windows."""
+    _, backend = collected
+    detector, stream = Detector(SENSOR, SETTINGS), windows(rows(503))
+    detector.install(backend, MODEL)
+    fed(detector, stream[: 500 - left])
+    assert detector.phase == "calibrating"
+    return detector, stream[500 - left :]
+
+
+def fleet_scores(armed: Detector) -> ScoreSketch:
+    sketch = armed.score_sketch()
+    assert sketch is not None
+    return sketch
+
+
+def test_a_new_device_scores_with_the_fleets_scores_until_it_has_its_own(
+    collected: tuple[dict[str, object], NumpyBackend], armed: Detector
+) -> None:
+    detector, rest = calibrating(collected)
+    assert fed(detector, rest[:20]) == [], "without the fleet's word it waits"
+    detector.begin_cold(fleet_scores(armed))
+    scored = fed(detector, rest[20:119])
+    assert len(scored) == 99
+    assert (detector.phase, detector.score_sketch(), detector.drift()) == ("calibrating", None, None)
+    assert {w.calibration_size for w in scored} == {SETTINGS.calibration_windows}
+    assert np.mean([w.p_value <= 0.01 for w in scored]) < 0.1
+    fed(detector, rest[119:120])
+    assert detector.phase == "armed"
+    own, other = detector.to_state()["active"], armed.to_state()["active"]
+    assert own["rolling"] == other["rolling"], "what it calibrates on is what it would have been without"
+
+
+def test_an_attack_on_a_new_device_is_seen_and_does_not_keep_its_own_calibration_away(
+    collected: tuple[dict[str, object], NumpyBackend], armed: Detector
+) -> None:
+    detector, rest = calibrating(collected)
+    detector.begin_cold(fleet_scores(armed))
+    loud = [replace(w, values=w.values * np.float32(25.0)) for w in rest[:10]]
+    assert max(w.score for w in fed(detector, loud)) > max(w.threshold for w in fed(detector, rest[10:11]))
+    fed(detector, rest[11:], frozen=True)
+    assert detector.phase == "armed", "an alert that stays open must not keep the right threshold away"
+
+
+def test_a_cold_start_that_is_not_needed_or_too_little_is_refused(
+    collected: tuple[dict[str, object], NumpyBackend], armed: Detector
+) -> None:
+    with pytest.raises(RefusedError, match="expected calibrating"):
+        armed.begin_cold(fleet_scores(armed))
+    with pytest.raises(RefusedError, match="expected calibrating"):
+        Detector(SENSOR, SETTINGS).begin_cold(fleet_scores(armed))
+    detector, rest = calibrating(collected)
+    with pytest.raises(RefusedError, match="a fleet's sketch of 19 scores"):
+        detector.begin_cold(ScoreSketch.of(np.ones(19)))
+    detector.begin_cold(fleet_scores(armed))
+    detector.uninstall()
+    assert fed(detector, rest[:5]) == []

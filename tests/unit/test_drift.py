@@ -16,6 +16,8 @@ from vedette_core.learning.drift import (
     ADWIN_PART_MIN,
     PSI_SHIFTED,
     AdaptiveWindow,
+    column_stability,
+    distance_from_even,
     kolmogorov_smirnov,
     kolmogorov_survival,
     population_stability,
@@ -146,3 +148,52 @@ def test_a_window_is_never_wider_than_its_stream(values: list[float]) -> None:
 def test_values_outside_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="expected a value in"):
         AdaptiveWindow().push(bad)
+
+
+# --- columns ---
+
+
+def test_columns_that_have_moved_are_told_from_those_that_have_not() -> None:
+    rng = np.random.default_rng(4)
+    learnt, newest = rng.normal(size=(2000, 3)), rng.normal(size=(500, 3))
+    newest[:, 1] += 1.0
+    newest[:, 2] *= 3.0
+    psi = column_stability(learnt, newest)
+    assert psi[0] < 0.1
+    assert psi[1] > PSI_SHIFTED
+    assert psi[2] > PSI_SHIFTED
+
+
+def test_a_column_that_is_nearly_always_zero_has_a_stability_too() -> None:
+    rng = np.random.default_rng(5)
+    learnt, same, busy = ((rng.random((n, 1)) < share) * 7.0 for n, share in ((2000, 0.02), (500, 0.02), (500, 0.5)))
+    assert column_stability(learnt, same)[0] < 0.1
+    assert column_stability(learnt, busy)[0] > PSI_SHIFTED
+    constant = np.zeros((100, 1))
+    assert column_stability(constant, constant)[0] == pytest.approx(0.0, abs=1e-9)
+    assert column_stability(constant, constant + 1.0)[0] > PSI_SHIFTED
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4), st.integers(0, 99))
+def test_column_stability_is_never_negative(rows: int, newer: int, columns: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    psi = column_stability(rng.integers(0, 3, (rows, columns)), rng.integers(0, 3, (newer, columns)))
+    assert psi.shape == (columns,)
+    assert (psi >= 0.0).all()
+
+
+def test_columns_must_fit_each_other() -> None:
+    for a, b in (
+        (np.zeros((2, 3)), np.zeros((2, 2))),
+        (np.zeros((0, 3)), np.zeros((2, 3))),
+        (np.zeros(3), np.zeros(3)),
+    ):
+        with pytest.raises(ValueError, match="column stability: found shapes"):
+            column_stability(a, b)
+
+
+def test_distance_from_even_is_that_of_scipy() -> None:
+    p_values = np.random.default_rng(6).random(300) ** 1.3
+    assert distance_from_even(p_values) == pytest.approx(stats.kstest(p_values, "uniform").statistic)
+    with pytest.raises(ValueError, match="p-values: found none"):
+        distance_from_even([])

@@ -125,3 +125,23 @@ def test_a_source_that_counts_anew_is_no_fault(baseline: Baseline) -> None:
     watch.take_records({"rows": 3, "not_json": 0})
 
     assert reported(watch, baseline).unreadable_share == 0.0
+
+
+def test_columns_that_drift_are_named_the_strongest_first(baseline: Baseline) -> None:
+    learnt = baseline.scale("tank", rows(600, 1))
+    moved = rows(HISTORY * ROWS_KEPT, 7)
+    moved[:, 3] += 1.0
+    moved[:, 8] += 2.0
+    still = watched(baseline, rows(HISTORY * ROWS_KEPT, 7)).report(CALIBRATION, baseline, learnt)
+    found = watched(baseline, moved).report(CALIBRATION, baseline, learnt)
+    assert still is not None
+    assert found is not None
+    assert {c.name for c in still.columns if c.psi >= PSI_SHIFTED} == set()
+    assert [c.name for c in found.columns if c.psi >= PSI_SHIFTED] == ["column_8", "column_3"]
+    assert codec.unpack(DriftReport, codec.pack(found)) == found
+
+
+def test_a_calibration_that_holds_no_more_shows_as_an_error(baseline: Baseline) -> None:
+    holds, broken = (reported(watched(baseline, rows(1000, 3), power=p), baseline) for p in (1.0, 3.0))
+    assert holds.calibration_error < 0.06
+    assert broken.calibration_error > 0.3

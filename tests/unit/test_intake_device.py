@@ -10,9 +10,11 @@ from round_parts import AGGREGATOR, NOW, SITE, TASK, TOPICS, Stage, checkin, ros
 from vedette_aggregator.round_events import CheckInReceived
 from vedette_core.machine import Publish
 from vedette_core.secagg.committee import CloseReceived, OpeningReceived
+from vedette_device.command_machine import CommandReceived
 from vedette_device.intake import Intake
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened
 from vedette_schemas.codec import Message
+from vedette_schemas.command import COMMAND_TYPE, Command
 from vedette_schemas.envelope import seal
 from vedette_schemas.errors import PeerError
 from vedette_schemas.round import OPEN_TYPE, ROSTER_TYPE, Phase
@@ -20,6 +22,8 @@ from vedette_schemas.secagg import CLOSE_TYPE, OPENING_TYPE, VOTE_TYPE, Close, O
 from vedette_schemas.telemetry import RECEIPT_TYPE, Receipt, ReceiptItem
 
 RECEIPT = Receipt(device="gw-00", items=(ReceiptItem(id="x", outcome="accepted"),))
+
+COMMAND = Command(device="gw-00", seq=1, issued_s=NOW, expires_s=NOW + 60.0, action="recalibrate", task=TASK)
 
 
 def intake() -> Intake:
@@ -41,6 +45,10 @@ def test_what_the_aggregator_really_says_is_believed() -> None:
     assert kinds == {RoundOpened, RosterReceived, ReceiptReceived}
 
 
+def test_a_command_for_this_device_is_believed() -> None:
+    assert intake().take(TOPICS.command("gw-00"), said(COMMAND, COMMAND_TYPE)) == CommandReceived(COMMAND)
+
+
 @pytest.mark.parametrize(
     ("topic", "payload", "reason"),
     [
@@ -58,6 +66,11 @@ def test_what_the_aggregator_really_says_is_believed() -> None:
             "device",
         ),
         (TOPICS.receipt("gw-00"), said(RECEIPT, RECEIPT_TYPE, sender="gw-01"), "sender"),
+        (TOPICS.command("gw-01"), said(COMMAND, COMMAND_TYPE), "device"),
+        (TOPICS.command("gw-00"), said(COMMAND.model_copy(update={"device": "gw-01"}), COMMAND_TYPE), "device"),
+        (TOPICS.command("gw-00"), said(COMMAND, COMMAND_TYPE, sender="gw-01"), "sender"),
+        (TOPICS.command("gw-00"), said(COMMAND, COMMAND_TYPE, signer="gw-01"), "signature"),
+        (TOPICS.command("gw-00"), said(COMMAND, RECEIPT_TYPE), "type"),
         (TOPICS.trust("timestamp.json"), b"", "topic"),
         ("other/topic", b"", "topic"),
     ],

@@ -36,6 +36,7 @@ from vedette_aggregator.round_events import (
     Released,
     ReleaseFailed,
     RootTrained,
+    RoundAsked,
     SharesReceived,
     UploadReceived,
     VoteReceived,
@@ -73,6 +74,7 @@ def event_for(kind: type[Event], stage: Stage, masked: bool) -> Event:
         Released: Released(stage.machine.model.version + 1, "b" * 64, plan_bytes(stage.plan)[1]),
         ReleaseFailed: ReleaseFailed("the gate said no"),
         ModelReplaced: ModelReplaced(replace(stage.machine.model, version=9, sha256="9" * 64)),
+        RoundAsked: RoundAsked(),
     }
     return events[kind]
 

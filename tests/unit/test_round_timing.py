@@ -24,6 +24,7 @@ from vedette_aggregator.round_events import (
     PublishCandidate,
     Quarantined,
     ReleaseFailed,
+    RoundAsked,
     UploadReceived,
 )
 from vedette_aggregator.round_state import RoundState
@@ -290,3 +291,37 @@ def test_after_a_restart_an_open_sum_is_aggregated_at_once() -> None:
 def test_settings_that_no_round_can_keep_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="round: found"):
         masked_settings(**changes)
+
+
+# -- before its time --------------------------------------------------------------------------------------------------
+
+
+def ended(**changes: Any) -> Stage:
+    """A machine that waits for its second round."""
+    stage = Stage(settings(4, quorum=2, interval_s=6 * HOUR, **changes))
+    stage.handle(stage.released(stage.to_releasing()))
+    assert stage.machine.state is S.INTERVAL
+    return stage
+
+
+def test_a_round_that_is_asked_for_opens_now_and_over_a_restart() -> None:
+    stage = ended()
+    assert stage.machine.next_deadline() == stage.now + 6 * HOUR
+    stage.handle(RoundAsked())
+    stage.restart()
+    assert [o.round for o in opened(stage.handle(Tick()))] == [2]
+
+
+def test_quiet_hours_and_a_grid_stay_what_they_are() -> None:
+    night = quiet()
+    night.handle(RoundAsked())
+    assert not opened(night.handle(Tick()))
+    assert night.machine.next_deadline() == MIDNIGHT + 6 * HOUR
+    grid = ended(rounds_per_day=4.0)
+    due = grid.machine.next_deadline()
+    assert due is not None
+    grid.handle(RoundAsked())
+    found = grid.machine.next_deadline()
+    assert found is not None
+    assert found % (6 * HOUR) == 0
+    assert grid.now <= found <= due

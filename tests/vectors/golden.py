@@ -22,6 +22,7 @@ from vedette_schemas import (
     alert,
     attestation,
     codec,
+    command,
     enrolment,
     envelope,
     features,
@@ -104,6 +105,8 @@ def report() -> telemetry.Telemetry:
             missing_share=0.0,
             constant=("dns_count",),
             shifted=("bytes_in",),
+            calibration_error=0.0625,
+            columns=(telemetry.ColumnDrift(name="bytes_in", psi=1.5),),
         ),
     )
     return telemetry.Telemetry(
@@ -130,6 +133,19 @@ def receipt() -> telemetry.Receipt:
             telemetry.ReceiptItem(id="up-network-6-1-gw-01", outcome="rejected", reason="round 6 is over"),
         ),
     )
+
+
+def a_command(**changes: Any) -> command.Command:
+    fields: dict[str, Any] = {
+        "device": DEVICE,
+        "seq": 3,
+        "issued_s": 1_800_000_000.0,
+        "expires_s": 1_800_000_600.0,
+        "action": "recalibrate",
+        "task": "network",
+        "reason": "scores have drifted",
+    }
+    return command.Command(**{**fields, **changes})
 
 
 def index() -> trust.TrustIndex:
@@ -247,6 +263,15 @@ def good() -> list[Good]:
         Good("state", state(), "json", SITE.state(DEVICE)),
         Good("telemetry", report(), "msgpack", SITE.telemetry(DEVICE)),
         Good("receipt", receipt(), "sealed", SITE.receipt(DEVICE), telemetry.RECEIPT_TYPE, AGGREGATOR),
+        Good("command", a_command(), "sealed", SITE.command(DEVICE), command.COMMAND_TYPE, AGGREGATOR),
+        Good(
+            "command for a cold start",
+            a_command(action="cold-start", version=6, sketch=bytes.fromhex("018101e8070502"), reason=""),
+            "sealed",
+            SITE.command(DEVICE),
+            command.COMMAND_TYPE,
+            AGGREGATOR,
+        ),
         Good("trust index", index(), "json", SITE.trust(trust.INDEX_FILE)),
         Good("beacon anchor", CHAIN.anchor, "json"),
         Good("plan", plan(), "msgpack"),

@@ -13,6 +13,7 @@ from golden import (
     DEVICE,
     Good,
     TestKeys,
+    a_command,
     an_alert,
     certificates,
     checkin,
@@ -28,7 +29,7 @@ from golden import (
 from golden_round import close, opening, shares, vote
 from golden_site import AGGREGATOR, TOKEN
 
-from vedette_schemas import alert, attestation, codec, enrolment, envelope, model, secagg, telemetry, trust
+from vedette_schemas import alert, attestation, codec, command, enrolment, envelope, model, secagg, telemetry, trust
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.topics import WIRE_VERSION
@@ -142,6 +143,10 @@ def bad() -> list[Bad]:
         Bad("negative count", r, "msgpack", _with(report(), spool_bytes=-1), "schema", "spool_bytes"),
         Bad("no receipts", telemetry.Receipt, "msgpack", _with(receipt(), items=()), "schema", "items"),
         Bad("id in capitals", telemetry.Receipt, "msgpack", _with(receipt(), device="GW-01"), "schema", "device"),
+        Bad("unknown command", command.Command, "msgpack", _with(a_command(), action="boot"), "schema", "recalibrate"),
+        Bad("command number 0", command.Command, "msgpack", _with(a_command(), seq=0), "schema", "seq"),
+        Bad("command without an end", command.Command, "msgpack", _without(a_command(), "expires_s"), "schema",
+            "expires_s: Field required"),
         Bad("quorum above the selection", rounds.Plan, "msgpack",
             _part(plan(), "groups", quorum=65), "schema", "quorum 65 exceeds"),
         Bad("more survivors than members", rounds.Plan, "msgpack",

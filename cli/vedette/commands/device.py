@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from vedette.commands import enrol
+from vedette.commands import device_records, enrol
 
 app = typer.Typer(help="The node on a gateway.", no_args_is_help=True)
+app.command("list")(device_records.list_devices)
+app.command("show")(device_records.show_device)
 quarantine = typer.Typer(help="Devices that a person keeps out of rounds.", no_args_is_help=True)
 app.add_typer(quarantine, name="quarantine")
 app.command("enrol")(enrol.enrol)
@@ -50,7 +52,7 @@ def windows(
     from vedette_device.settings import DeviceSettings
 
     found = write_root_windows(load(DeviceSettings, config), task, count, out)
-    typer.echo(f"{out}: {found} windows of {task}; name it as root_set in the task's [defence] table")
+    typer.echo(f"{out}: {found} windows of {task}; name it as root_set in [tasks.defence], or as a holdout")
 
 
 @quarantine.command("list")

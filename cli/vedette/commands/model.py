@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vedette.commands import model_lineage
 from vedette.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from vedette_aggregator.registry import Registry
 
-app = typer.Typer(help="Releases of a site: list, show, verify, revoke, export.", no_args_is_help=True)
+app = typer.Typer(help="Releases of a site: list, show, compare, verify, revoke, export.", no_args_is_help=True)
+app.command("candidates")(model_lineage.candidates)
+app.command("diff")(model_lineage.diff)
 Config = Annotated[Path, typer.Option("--config", "-c", help="The aggregator's TOML file; it may be running.")]
 Task = Annotated[str | None, typer.Option("--task", "-t", help="One task; all of them without it.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
@@ -38,8 +41,18 @@ class VariantName(StrEnum):
 
 
 @app.command("list")
-def list_releases(config: Config, task: Task = None, as_json: Json = False) -> None:
+def list_releases(
+    config: Config,
+    task: Task = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every candidate and release on record, those that are not kept, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List the releases that are kept, newest last, with the bytes of each of their files."""
+    if everything:
+        model_lineage.print_all(model_lineage.candidate_rows(config, task, limit=10_000), as_json)
+        return
     registry = _registry(config)
     rows = [_row(registry, each, version) for each in _tasks(registry, task) for version in registry.versions(each)]
     if as_json:
@@ -77,7 +90,12 @@ def show(
 
     registry = _registry(config)
     chosen = _version(registry, task, version)
+    descent = model_lineage.descent_of(config, task, chosen)
+    if descent is not None and chosen not in registry.versions(task):
+        _show_record(task, chosen, descent, as_json)
+        return
     row = _row(registry, task, chosen)
+    row["lineage"] = descent
     model = read_weights(registry.target(task, chosen, Variant.WEIGHTS)[1])
     row["network"] = {**model.network.spec.to_dict(), "weights": model.network.layout.size}
     row["columns"] = list(model.schema.columns)
@@ -96,6 +114,8 @@ def show(
         typer.echo(f"  {name:8} {about['bytes']:>8} bytes  {about['sha256']}{arena_text}")
     for name, value in row["metrics"].items():
         typer.echo(f"  {name}: {value}")
+    if descent is not None:
+        model_lineage.print_descent(descent)
 
 
 @app.command()
@@ -204,6 +224,17 @@ def export(
     typer.echo(f"{out}: {', '.join(files)}; artifact of {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}")
     if file is not None and sha256 is None:
         typer.echo("nothing vouches for this file: compare its digest with that of `vedette model show`", err=True)
+
+
+def _show_record(task: str, version: int, descent: dict[str, Any], as_json: bool) -> None:
+    """A release whose files the repository no longer keeps."""
+    if as_json:
+        typer.echo(json.dumps({"task": task, "version": version, "active": False, "lineage": descent}, indent=2))
+        return
+    typer.echo(f"{task} {version} (no longer kept): round {descent['round']}, {descent['contributors']} devices")
+    for name, sha256 in descent["files"].items():
+        typer.echo(f"  {name:8} {sha256}")
+    model_lineage.print_descent(descent)
 
 
 def _registry(config: Path) -> Registry:

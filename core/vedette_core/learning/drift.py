@@ -62,6 +62,48 @@ def psi_of_p_values(p_values: npt.ArrayLike) -> float:
     return population_stability(np.ones(PSI_BINS), np.bincount(places, minlength=PSI_BINS))
 
 
+def column_stability(reference: npt.ArrayLike, found: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """PSI of each column of newer rows against earlier ones, in tenths of the earlier ones.
+
+    Tenths that have the same end are one: of a column that is nearly always zero, zero and not zero are left. With m
+    newer rows chance alone gives about 9 / m.
+
+    Args:
+        reference: ``(n, columns)`` finite values.
+        found: ``(m, columns)`` finite values.
+
+    Returns:
+        ``(columns,) float64`` ≥ 0.
+
+    Raises:
+        ValueError: other numbers of columns, or no rows.
+    """
+    e, f = np.asarray(reference, np.float64), np.asarray(found, np.float64)
+    if e.ndim != 2 or f.ndim != 2 or e.shape[1] != f.shape[1] or not len(e) or not len(f):
+        raise ValueError(f"column stability: found shapes {e.shape} and {f.shape}, expected rows of as many columns")
+    ends = np.quantile(e, np.arange(1, PSI_BINS) / PSI_BINS, axis=0)
+    out = np.zeros(e.shape[1])
+    for column in range(e.shape[1]):
+        edges = np.unique(ends[:, column])
+        bins = len(edges) + 1
+        counts = [np.bincount(np.searchsorted(edges, x[:, column], side="left"), minlength=bins) for x in (e, f)]
+        out[column] = population_stability(*counts)
+    return out
+
+
+def distance_from_even(p_values: npt.ArrayLike) -> float:
+    """Kolmogorov's distance of p-values in (0, 1] from even ones: 0 for a calibration that holds exactly.
+
+    Raises:
+        ValueError: there are none.
+    """
+    ordered = np.sort(np.asarray(p_values, np.float64).reshape(-1))
+    if not len(ordered):
+        raise ValueError("p-values: found none, expected some")
+    steps = np.arange(1, len(ordered) + 1) / len(ordered)
+    return float(np.maximum(steps - ordered, ordered - (steps - 1.0 / len(ordered))).max())
+
+
 def kolmogorov_smirnov(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float]:
     """Largest distance of two samples' distribution functions, and how likely one at least as large is by chance.
 

@@ -22,6 +22,7 @@ LABEL_VALUES_MAX: Final = 64
 
 SECONDS_BUCKETS: Final = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.02, 0.1, 1.0)
 PSI_BUCKETS: Final = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+ERROR_BUCKETS: Final = (0.02, 0.05, 0.1, 0.15, 0.25, 0.5)
 DELAY_BUCKETS: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 BYTES_BUCKETS: Final = (20e6, 40e6, 60e6, 80e6, 100e6, 120e6, 150e6, 200e6, 400e6)
 
@@ -55,6 +56,9 @@ DEVICE_METRICS: Final = _table(
     Metric("counter", "messages", "Messages taken in, by what became of them", ("kind", "outcome")),
     Metric("counter", "machine_events", "Events by the answer of the machine's table", ("task", "kind", "outcome")),
     Metric("counter", "committee_events", "Committee work by its answer", ("task", "kind", "outcome")),
+    Metric("counter", "commands", "Commands of the aggregator, by what became of them", ("task", "kind", "outcome")),
+    Metric("counter", "recalibrations", "Recalibrations that were asked for", ("task", "outcome")),
+    Metric("counter", "cold_starts", "Fleets' scores that were sent to begin with", ("task", "outcome")),
     Metric("counter", "rounds_joined", "Rounds in which this device's update was sent", ("task",)),
     Metric("counter", "updates", "Steps of applying releases", ("task", "outcome")),
     Metric("counter", "artifacts", "Release files fetched, by a diff or whole", ("task", "outcome")),
@@ -99,6 +103,8 @@ AGGREGATOR_METRICS: Final = _table(
     Metric("counter", "update_bytes", "Bytes of uploads taken in", ("task",)),
     Metric("gauge", "release_version", "Newest release", ("task",)),
     Metric("counter", "releases", "Releases published", ("task",)),
+    Metric("counter", "candidates", "Candidates that were validated, by the verdict", ("task", "outcome")),
+    Metric("counter", "candidate_rejections", "Validators that rejected a candidate", ("task", "kind")),
     Metric("gauge", "release_devices", "Devices that run a release version", ("task", "model_version")),
     Metric("gauge", "foreign_release_devices", "Devices that run what this site never signed", ("task",)),
     Metric("counter", "fleet_windows_scored", "Windows scored by the fleet", ("task",)),
@@ -106,6 +112,11 @@ AGGREGATOR_METRICS: Final = _table(
     Metric("histogram", "fleet_resident_memory_bytes", "Devices' resident memory", (), BYTES_BUCKETS),
     Metric("histogram", "fleet_drift_psi", "Devices' stability index of p-values", ("task",), PSI_BUCKETS),
     Metric("counter", "fleet_drift_changes", "Changes of the mean p-value that devices found", ("task",)),
+    Metric("histogram", "fleet_feature_psi", "Devices' most drifted column", ("task",), PSI_BUCKETS),
+    Metric("histogram", "fleet_calibration_error", "Devices' p-values from even ones", ("task",), ERROR_BUCKETS),
+    Metric("gauge", "drifting_cohort_share", "Largest share of drifting devices in a cohort", ("task",)),
+    Metric("counter", "cold_starts_sent", "Devices that were told the fleet's scores", ("task",)),
+    Metric("counter", "actions", "What the aggregator did by itself", ("kind", "outcome")),
     Metric("gauge", "drifting_devices", "Devices whose scores or schema have drifted", ("task", "kind")),
     Metric("counter", "fleet_events", "Many devices of a kind fired together, and the end of it", ("task", "outcome")),
     Metric("counter", "fleet_event_alerts", "Alerts opened while a fleet event of their kind was open", ("task",)),
