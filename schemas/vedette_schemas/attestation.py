@@ -267,7 +267,7 @@ class AttestationPolicy(Message):
     tier_unmask: Tier = 0
     dbgstat_min: DebugStatus = 1
     evidence_s: Annotated[float, Field(ge=1, le=600)] = 120.0
-    result_s: Annotated[float, Field(ge=10, le=RESULT_S_MAX)] = RESULT_S_MAX
+    result_s: Annotated[float, Field(ge=10, le=RESULT_S_MAX)] = float(RESULT_S_MAX)
     clock_safe: bool = False
     denied: Annotated[tuple[Key32, ...], Field(max_length=1024)] = ()
     references: Annotated[tuple[Reference, ...], Field(min_length=1, max_length=REFERENCES_MAX)]
