@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from vedette_broker.limits import QUEUE_MESSAGES_MAX, RETAINED_MAX
+from vedette_broker.limits import INFLIGHT_MAX, QUEUE_MESSAGES_MAX, RETAINED_MAX
 from vedette_broker.session import Outbound
 from vedette_core.runtime.durable import PRIVATE_FILE, make_directory
 from vedette_schemas.codec import PAYLOAD_BYTES_MAX
@@ -220,7 +220,7 @@ class Store:
             "SELECT position, client, topic, payload, retain FROM messages ORDER BY position"
         )
         for position, client, topic, payload, retain in rows:
-            if client in found and len(found[client].messages) < QUEUE_MESSAGES_MAX:
+            if client in found and len(found[client].messages) < QUEUE_MESSAGES_MAX + INFLIGHT_MAX:
                 message = Outbound(str(topic), bytes(payload), 1, bool(retain), int(position))
                 found[client].messages.append(message)
         return found

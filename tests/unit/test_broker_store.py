@@ -13,6 +13,7 @@ import pytest
 
 from vedette_broker import journal as journal_module
 from vedette_broker.journal import Journal
+from vedette_broker.limits import INFLIGHT_MAX
 from vedette_broker.retained import Retained
 from vedette_broker.session import ClientSession, Outbound
 from vedette_broker.store import FILE, Batch, Durability, Kept, Store
@@ -76,6 +77,20 @@ def test_a_session_that_is_forgotten_takes_its_messages_along(tmp_path: Path) ->
     with_journal(tmp_path, second)
     store = Store(tmp_path)
     assert [m.payload for m in store.load_sessions()["aggregator"].messages] == [b"new"]
+    store.close()
+
+
+def test_a_full_queue_and_a_full_window_come_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vedette_broker.store.QUEUE_MESSAGES_MAX", 5)
+
+    def work(journal: Journal) -> None:
+        journal.keep("aggregator", Role.AGGREGATOR)
+        for _ in range(5 + INFLIGHT_MAX):
+            journal.add("aggregator", message(journal.next_position()))
+
+    with_journal(tmp_path, work)
+    store = Store(tmp_path)
+    assert len(store.load_sessions()["aggregator"].messages) == 5 + INFLIGHT_MAX
     store.close()
 
 
