@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from vedette_core.runtime.storage import (
     Outbox,
     OutboxMessage,
     StateStore,
+    _make_private,
 )
 from vedette_schemas.errors import ConfigError, TransientError
 
@@ -171,3 +174,29 @@ def test_a_full_disk_does_not_refuse_a_message_because_nothing_can_be_given_up_f
     monkeypatch.undo()
     assert [m.id for m in box.add(message("newer"))] == ["old", "new"]
     assert box.messages == 1
+
+
+def test_a_second_connection_of_this_process_leaves_the_locks_of_the_first_alone(tmp_path: Path) -> None:
+    """Another process must still find the file locked while the first one writes."""
+    first = Database(tmp_path / "state.db")
+    program = (
+        "import sqlite3, sys\n"
+        "other = sqlite3.connect(sys.argv[1], timeout=0.0, isolation_level=None)\n"
+        "try:\n    other.execute('BEGIN IMMEDIATE')\n"
+        "except sqlite3.OperationalError:\n    print('locked')\n"
+        "else:\n    print('free')\n"
+    )
+
+    def found() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / "state.db")], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    with first.transaction() as connection:
+        connection.execute("INSERT INTO state VALUES ('a', x'00')")
+        _make_private(tmp_path / "state.db")
+        assert found() == "locked"
+    assert found() == "free"
+    Database(tmp_path / "state.db").close()
+    StateStore(first).put("b", b"1")
+    assert set(StateStore(Database(tmp_path / "state.db")).all("")) == {"a", "b"}
