@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -53,13 +53,21 @@ class SetResult:
     outcomes: Mapping[str, Sequence[Outcome]]
 
 
-def evaluate(data: DataSet, seeds: Sequence[int], *, say: Say = lambda _: None) -> SetResult:
+def evaluate(
+    data: DataSet, seeds: Sequence[int], *, noise_multiplier: float = 0.0, say: Say = lambda _: None
+) -> SetResult:
     """Evaluate one set.
+
+    Args:
+        data: the set.
+        seeds: to average over.
+        noise_multiplier: of the noise that federated rounds add to their sums.
+        say: told what is done next.
 
     Raises:
         VedetteError: no device of it can be evaluated.
     """
-    config = CONFIGURATIONS[data.suite]
+    config = replace(CONFIGURATIONS[data.suite], noise_multiplier=noise_multiplier)
     fleets: list[tuple[Fleet, tuple[Prepared, ...]]] = []
     skipped: dict[str, str] = {}
     for fleet in data.fleets:
