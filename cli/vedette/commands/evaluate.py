@@ -26,6 +26,9 @@ def evaluate(
         list[str] | None, typer.Option("--set", help="One set; repeat for more. All of the suite without it.")
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=20, help="Seeds 0, 1, … to average over.")] = 1,
+    noise: Annotated[
+        float, typer.Option("--noise", min=0.0, max=100.0, help="Noise multiplier of the federated rounds' sums.")
+    ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON, and nothing else.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for JSON, CSV, Markdown and SVG files.")] = None,
 ) -> None:
@@ -57,7 +60,7 @@ def evaluate(
         for name in chosen:
             say(f"{name}: reading")
             try:
-                results[name] = evaluate_set(known[name](data), range(seeds), say=say)
+                results[name] = evaluate_set(known[name](data), range(seeds), noise_multiplier=noise, say=say)
             except (VedetteError, OSError) as fault:
                 results[name] = SetResult({"suite": suite.value, "failed": str(fault)}, {})
             done()

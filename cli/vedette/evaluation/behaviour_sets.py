@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from vedette.evaluation.datasets import DataSet, Fleet, Loader, Recording, find
-from vedette.evaluation.labelled_tables import LABEL, numbers, plain_recording, read_table
+from vedette.evaluation.labelled_tables import LABEL, nab_recording, numbers, plain_recording, read_table
 from vedette_schemas.features import FeatureSchema
 
 FOLDER: Final = "device_behaviour"
@@ -73,4 +73,11 @@ def _arrays(data: Path, name: str, period_s: float, notes: tuple[str, ...]) -> D
     return DataSet(name, "behaviour", (Fleet(name, schema, tuple(recordings)),), notes=notes)
 
 
-LOADERS: Final[Mapping[str, Loader]] = {"rpi_metrics": rpi_metrics, "smd": smd, "asd": asd}
+def nab(data: Path) -> DataSet:
+    """Processor load of a server, every five minutes, before and after somebody misconfigured its scaling."""
+    schema, recording = nab_recording(data / FOLDER / "nab" / "cpu_utilization_asg_misconfiguration.csv.gz", 300.0)
+    notes = ("a server; one figure; one labelled stretch",)
+    return DataSet("nab_cpu", "behaviour", (Fleet("nab_cpu", schema, (recording,)),), notes=notes)
+
+
+LOADERS: Final[Mapping[str, Loader]] = {"rpi_metrics": rpi_metrics, "smd": smd, "asd": asd, "nab_cpu": nab}

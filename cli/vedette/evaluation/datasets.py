@@ -1,4 +1,5 @@
-"""The public sets of the developer pack, as windows with labels. Nothing of the pack is part of this project.
+"""Sets to evaluate, as windows with labels: the public ones of the developer pack, of which nothing is part of this
+project, and the recordings that are shipped (`lab_sets`).
 
 Columns that are never features: addresses, ports, TTL, times, counters of rows, and whatever was written by those who
 labelled. Where a set has no time, that is said and nothing is reported that needs one.
@@ -29,11 +30,13 @@ class Recording:
         device: its name in the pack.
         windows: in the order of time.
         labels: ``(n,) int8`` 1 anomalous, 0 benign, −1 neither (silence within an attack capture).
+        truth: columns that were tampered with, a set a window; empty where nobody knows.
     """
 
     device: str
     windows: tuple[Window, ...]
     labels: npt.NDArray[np.int8]
+    truth: tuple[frozenset[str], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.windows) != len(self.labels):
@@ -79,11 +82,14 @@ Loader = Callable[[Path], DataSet]
 
 def loaders(suite: Suite) -> Mapping[str, Loader]:
     """The sets of a suite, by name, in the order in which they are reported."""
-    from vedette.evaluation import behaviour_sets, network_sets, sensor_sets
+    from vedette.evaluation import behaviour_sets, lab_sets, network_sets, sensor_sets
 
-    modules = {"sensor": sensor_sets, "network": network_sets, "behaviour": behaviour_sets}
-    found: Mapping[str, Loader] = modules[suite].LOADERS
-    return found
+    found: dict[Suite, Mapping[str, Loader]] = {
+        "sensor": {**sensor_sets.LOADERS, **lab_sets.SENSOR},
+        "network": {**network_sets.LOADERS, **lab_sets.NETWORK},
+        "behaviour": behaviour_sets.LOADERS,
+    }
+    return found[suite]
 
 
 def find(folder: Path, pattern: str) -> list[Path]:

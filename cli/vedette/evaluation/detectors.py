@@ -6,7 +6,7 @@ The configuration is one a use case, the same for every set of it, and was fixed
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -30,6 +30,7 @@ from vedette_core.learning.update_vector import (
     unpack_sum,
     zero_vector,
 )
+from vedette_core.privacy.noise import add_noise, noise_sigma
 from vedette_device.calibrated_model import CalibratedModel, Reconstructs, shaped
 from vedette_device.inference import NumpyBackend, open_model
 from vedette_schemas.alert import AlertModel
@@ -53,14 +54,16 @@ class Configuration:
         learning_rate: of Adam.
         clip_norm: of an update.
         encoding_bits: of a level.
+        noise_multiplier: of the central Gaussian noise on each round's sum; 0 adds none.
     """
 
-    rounds: int = 10
-    epochs: int = 8
+    rounds: int = 40
+    epochs: int = 2
     batch_size: int = 32
     learning_rate: float = 0.003
     clip_norm: float = 20.0
     encoding_bits: int = 8
+    noise_multiplier: float = 0.0
 
 
 CONFIGURATIONS: Final[Mapping[Suite, Configuration]] = {
@@ -134,7 +137,11 @@ def learn_together(network: Network, fleet: Sequence[Prepared], config: Configur
             )
             add_vector(total, pack_vector(update.levels, 1, own, layout, encoding, bits))
         group = unpack_sum(total, len(fleet), len(fleet), layout, encoding, bits)
-        weights, state = optimiser.apply(weights, decode_group_mean(group, encoding), state)
+        read = group
+        if config.noise_multiplier > 0:
+            sigma = noise_sigma(config.noise_multiplier, config.clip_norm, 1, encoding.step)
+            read = replace(group, levels=add_noise(group.levels, sigma, rng.bytes))
+        weights, state = optimiser.apply(weights, decode_group_mean(read, encoding), state)
         assert group.statistics is not None
         ranges = merge_range_histograms(group.statistics.ranges, group.survivors)
     return Learnt(weights, ranges)

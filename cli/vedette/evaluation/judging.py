@@ -82,6 +82,7 @@ class Outcome:
         in_alert: windows at whose end their entity had an open alert; empty without time.
         events: None without time.
         benign_days: watched time outside of attacks, in days of one entity.
+        volume: VUS-PR, buffers up to twice what one input covers; None of several entities, and without time.
     """
 
     device: str
@@ -94,6 +95,7 @@ class Outcome:
     in_alert: metrics.Bools
     events: metrics.EventFigures | None
     benign_days: float
+    volume: float | None = None
 
     @property
     def counted(self) -> metrics.Bools:
@@ -116,8 +118,22 @@ def judge(
         happened = metrics.events_of(labels.tolist(), device.test.entities, bounds, grace_s)
         events = metrics.judge_events(happened, reports, grace_s)
         days = float((labels == 0).sum()) * schema.window_s / DAY_S
+    volume = None
+    if timed and len(set(device.test.entities)) == 1:
+        counted = labels >= 0
+        volume = metrics.volume_under_surface(scores[counted], labels[counted] == 1, 2 * schema.history)
     return Outcome(
-        device.device, labels, device.raw_labels, scores, threshold, calibration, p_values, in_alert, events, days
+        device.device,
+        labels,
+        device.raw_labels,
+        scores,
+        threshold,
+        calibration,
+        p_values,
+        in_alert,
+        events,
+        days,
+        volume,
     )
 
 
@@ -183,6 +199,8 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "auc": _mean([metrics.area(c) for c in curves]),
         "auc_pr5": _mean([metrics.precision_area(c, PREVALENCE) for c in curves]),
         "tpr_at_1": _mean([metrics.tpr_at(c, ALPHA) for c in curves]),
+        "tpr_at_01": _mean([metrics.tpr_at(c, ALPHA / 10) for c in curves]),
+        "vus_pr": None,
         "fpr_promised": ALPHA,
         "fpr_realised": _ratio(above, benign),
         "fpr_rolling": None,
@@ -197,7 +215,10 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "benign_share_in_alert": None,
         "false_alerts_per_device_day": None,
         "delay_s_p50": None,
+        "delay_s_p95": None,
     }
+    series = [volume for o in outcomes if (volume := o.volume) is not None]
+    found["vus_pr"] = _mean(series)
     judged = [o.events for o in outcomes if o.events is not None]
     if judged:
         days = sum(o.benign_days for o in outcomes)
@@ -215,6 +236,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             "benign_device_days": round(days, 4),
             "false_alerts_per_device_day": _ratio(false, days),
             "delay_s_p50": float(np.median(delays)) if delays else None,
+            "delay_s_p95": float(np.quantile(delays, 0.95)) if delays else None,
         }
     return {name: round(v, 5) if isinstance(v, float) else v for name, v in found.items()}
 

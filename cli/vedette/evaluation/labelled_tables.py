@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -83,6 +84,21 @@ def sensor_recording(
     by_time = dict(zip(times.tolist()[::-1], labels.tolist()[::-1], strict=True))  # of equal times the first is taken
     kept = np.array([by_time[w.end_s] for w in windows], np.int8)
     return windower.schema, Recording(device, tuple(windows), kept)
+
+
+def nab_recording(path: Path, period_s: float) -> tuple[FeatureSchema, Recording]:
+    """A series of NAB: one value a row, through the device's sensor windower.
+
+    Args:
+        path: gzipped CSV of timestamp, value and label.
+        period_s: nominal seconds between rows.
+    """
+    table = read_table(path)
+    values = numbers(table["value"])[:, None]
+    stamps = [datetime.strptime(t, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC).timestamp() for t in table["timestamp"]]
+    labels = numbers(table[LABEL]).astype(np.int8)
+    name = path.name.removesuffix(".csv.gz")
+    return sensor_recording(name, ("value",), values, labels, time_s=np.array(stamps), period_s=period_s)
 
 
 def plain_recording(device: str, schema: FeatureSchema, values: Float64, labels: npt.NDArray[np.int8]) -> Recording:

@@ -62,6 +62,23 @@ CAPTURES: Final[Mapping[str, tuple[tuple[str, int], ...]]] = {
 """Captures of a device, each benign (0) or an attack (1) as a whole; Mirai's has no benign part to learn from."""
 
 
+NBAIOT_LEFT_OUT: Final = frozenset({"device", "class", LABEL})
+NBAIOT_DATED: Final = "HH_jit"
+NBAIOT_COLUMNS_MIN: Final = 50
+NEMEA_COLUMNS: Final = (
+    "bytes_out",
+    "bytes_in",
+    "num_pkts_out",
+    "num_pkts_in",
+    "entropy",
+    "total_entropy",
+    "byte_dist_mean",
+    "byte_dist_std",
+    "duration",
+)
+"""All but addresses, ports, times, the protocol's number, and what annotators wrote."""
+
+
 def iot23(data: Path) -> DataSet:
     """Five captures, each of one device, as the windows that a followed Zeek log gives."""
     recordings = tuple(_zeek(path) for path in find(data / FOLDER / "iot23", "*.csv.gz"))
@@ -101,6 +118,43 @@ def nf_bot_iot_v2(data: Path) -> DataSet:
     return DataSet(
         "nf_bot_iot_v2", "network", (Fleet("nf_bot_iot_v2", schema, tuple(recordings)),), timed=False, notes=notes
     )
+
+
+def nbaiot(data: Path) -> DataSet:
+    """Kitsune's running statistics of one doorbell's packets, a row a packet, without those that tell the date."""
+    paths = find(data / FOLDER / "nbaiot", "*.csv.gz")
+    tables = {path.name.removesuffix(".csv.gz"): read_table(path) for path in paths}
+    schema, recordings = None, []
+    for device, table in tables.items():
+        names = tuple(n for n in table if n not in NBAIOT_LEFT_OUT and not n.startswith(NBAIOT_DATED))
+        if len(names) < NBAIOT_COLUMNS_MIN:  # another mirror kept one of the 115 columns
+            continue
+        schema = schema or FeatureSchema(use_case="network", version=1, columns=names, window_s=PERIOD_ROWS, history=1)
+        values = np.column_stack([numbers(table[n]) for n in schema.columns])
+        recordings.append(plain_recording(device, schema, values, numbers(table[LABEL]).astype(np.int8)))
+    if schema is None:
+        raise ConfigError(f"{data / FOLDER / 'nbaiot'}: found no table of {NBAIOT_COLUMNS_MIN} columns or more")
+    notes = (
+        "the first seconds of each attack, an own capture each: weight columns alone separate them",
+        "columns of jitter are left out: they hold the epoch's seconds",
+    )
+    return DataSet("nbaiot", "network", (Fleet("nbaiot", schema, tuple(recordings)),), timed=False, notes=notes)
+
+
+def nemea_siot(data: Path) -> DataSet:
+    """Flow records of a camera and a gateway, one by one; the camera's storage is down in one capture."""
+    recordings = []
+    schema = FeatureSchema(use_case="network", version=1, columns=NEMEA_COLUMNS, window_s=PERIOD_ROWS, history=1)
+    for path in find(data / FOLDER / "nemea_siot", "*.csv.gz"):
+        table = read_table(path)
+        columns = {name: numbers(table[name]) for name in table if name in NEMEA_COLUMNS}
+        columns["duration"] = np.maximum(numbers(table["time_end"]) - numbers(table["time_start"]), 0.0)
+        order = np.argsort(numbers(table["time_start"]), kind="stable")
+        values = np.column_stack([columns[name] for name in NEMEA_COLUMNS])[order]
+        labels = numbers(table[LABEL]).astype(np.int8)[order]
+        recordings.append(plain_recording(path.name.removesuffix(".csv.gz"), schema, values, labels))
+    notes = ("labels are of a capture, not of a flow; hundreds of flows; rows stand for time",)
+    return DataSet("nemea_siot", "network", (Fleet("nemea_siot", schema, tuple(recordings)),), timed=False, notes=notes)
 
 
 def _zeek(path: Path) -> Recording:
@@ -166,4 +220,10 @@ def _in_order(windows: Sequence[Window], labels: Sequence[int]) -> tuple[tuple[W
     return tuple(windows[i] for i in order), np.array([labels[i] for i in order], np.int8)
 
 
-LOADERS: Final[Mapping[str, Loader]] = {"iot23": iot23, "pcaps": pcaps, "nf_bot_iot_v2": nf_bot_iot_v2}
+LOADERS: Final[Mapping[str, Loader]] = {
+    "iot23": iot23,
+    "pcaps": pcaps,
+    "nf_bot_iot_v2": nf_bot_iot_v2,
+    "nbaiot": nbaiot,
+    "nemea_siot": nemea_siot,
+}

@@ -17,6 +17,8 @@ FIGURES: Final = (
     "auc",
     "auc_pr5",
     "tpr_at_1",
+    "tpr_at_01",
+    "vus_pr",
     "fpr_promised",
     "fpr_realised",
     "fpr_rolling",
@@ -31,6 +33,7 @@ FIGURES: Final = (
     "benign_share_in_alert",
     "false_alerts_per_device_day",
     "delay_s_p50",
+    "delay_s_p95",
     "auc_int8_delta",
 )
 SHOWN: Final = {

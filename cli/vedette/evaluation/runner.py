@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +23,7 @@ from vedette.evaluation.detectors import (
     network_for,
     scores_of,
 )
+from vedette.evaluation.explanations import hits_at_three
 from vedette.evaluation.judging import Calibrated, Outcome, figures, judge
 from vedette.evaluation.metrics import area, roc_curve
 from vedette.evaluation.splits import left_out
@@ -53,13 +54,21 @@ class SetResult:
     outcomes: Mapping[str, Sequence[Outcome]]
 
 
-def evaluate(data: DataSet, seeds: Sequence[int], *, say: Say = lambda _: None) -> SetResult:
+def evaluate(
+    data: DataSet, seeds: Sequence[int], *, noise_multiplier: float = 0.0, say: Say = lambda _: None
+) -> SetResult:
     """Evaluate one set.
+
+    Args:
+        data: the set.
+        seeds: to average over.
+        noise_multiplier: of the noise that federated rounds add to their sums.
+        say: told what is done next.
 
     Raises:
         VedetteError: no device of it can be evaluated.
     """
-    config = CONFIGURATIONS[data.suite]
+    config = replace(CONFIGURATIONS[data.suite], noise_multiplier=noise_multiplier)
     fleets: list[tuple[Fleet, tuple[Prepared, ...]]] = []
     skipped: dict[str, str] = {}
     for fleet in data.fleets:
@@ -77,6 +86,7 @@ def evaluate(data: DataSet, seeds: Sequence[int], *, say: Say = lambda _: None) 
         return SetResult({**about, "failed": "no device has enough benign windows"}, {})
     kept: dict[str, list[Outcome]] = {}
     failures: dict[str, str] = {}
+    hits: list[tuple[list[bool], list[bool], list[float]]] = []
     by_seed: list[dict[str, dict[str, Any]]] = []
     for seed in seeds:
         outcomes: dict[str, list[Outcome]] = {}
@@ -84,7 +94,7 @@ def evaluate(data: DataSet, seeds: Sequence[int], *, say: Say = lambda _: None) 
         for fleet, devices in fleets:
             say(f"{fleet.name}: seed {seed}, {len(devices)} devices, ours")
             try:
-                _ours(data, fleet, devices, config, seed, outcomes, deltas)
+                _ours(data, fleet, devices, config, seed, outcomes, deltas, hits)
             except VedetteError as fault:
                 failures[f"{fleet.name} seed {seed}"] = str(fault)
         rows = {name: figures(each) for name, each in outcomes.items()}
@@ -103,6 +113,11 @@ def evaluate(data: DataSet, seeds: Sequence[int], *, say: Say = lambda _: None) 
     kept["single_column"] = single
     about["trivial"] = bool(best_ours) and (about["models"]["single_column"]["auc"] or 0.0) >= best_ours - WON_BY
     about |= _newcomers([device for _, devices in fleets for device in devices], best_ours)
+    for place, name in enumerate(("reasons", "gradients", "chance")):
+        verdicts = [verdict for each in hits for verdict in each[place]]
+        if verdicts:
+            about[f"hit_at_3_{name}"] = round(float(np.mean(verdicts)), 4)
+            about["windows_explained"] = len(verdicts)
     if failures:
         about["failures"] = failures
     return SetResult(about, kept)
@@ -132,6 +147,7 @@ def _ours(
     seed: int,
     outcomes: dict[str, list[Outcome]],
     deltas: dict[str, list[float]],
+    hits: list[tuple[list[bool], list[bool], list[float]]],
 ) -> None:
     network = network_for(data.suite, fleet.schema)
 
@@ -143,9 +159,12 @@ def _ours(
             if compare and (delta := _delta(network, learnt, device, scores)) is not None:
                 deltas.setdefault(name, []).append(delta)
             known = Calibrated.of_model(model)
-            outcomes.setdefault(name, []).append(
-                judge(device, scores, known, fleet.schema, data.suite, timed=data.timed)
-            )
+            outcome = judge(device, scores, known, fleet.schema, data.suite, timed=data.timed)
+            outcomes.setdefault(name, []).append(outcome)
+            if name == "federated" and device.truth:
+                hits.append(
+                    hits_at_three(model, network, learnt, device, fleet.schema.columns, scores, outcome.threshold)
+                )
 
     alone = [learn_alone(network, device.train.inputs, config, seed) for device in devices]
     for device, learnt in zip(devices, alone, strict=True):

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from vedette.evaluation.datasets import DataSet, Fleet, Loader, find
-from vedette.evaluation.labelled_tables import LABEL, Float64, numbers, read_table, sensor_recording
+from vedette.evaluation.labelled_tables import LABEL, Float64, nab_recording, numbers, read_table, sensor_recording
 
 FOLDER: Final = "sensor_tampering"
 SKAB_CHANNELS: Final = (
@@ -131,6 +131,13 @@ def wustl_ehms(data: Path) -> DataSet:
     return DataSet("wustl_ehms", "sensor", (Fleet("wustl_ehms", schema, (recording,)),), notes=notes)
 
 
+def nab(data: Path) -> DataSet:
+    """Room temperature of an office, hourly, with a system failure."""
+    schema, recording = nab_recording(data / FOLDER / "nab" / "ambient_temperature_system_failure.csv.gz", 3600.0)
+    notes = ("one sensor; labels are wide stretches around two events",)
+    return DataSet("nab_temperature", "sensor", (Fleet("nab_temperature", schema, (recording,)),), notes=notes)
+
+
 LOADERS: Final[Mapping[str, Loader]] = {
     "skab": skab,
     "batadal": batadal,
@@ -138,4 +145,5 @@ LOADERS: Final[Mapping[str, Loader]] = {
     "ton_iot": ton_iot,
     "wustl_ehms": wustl_ehms,
     "smap_msl": smap_msl,
+    "nab_temperature": nab,
 }

@@ -59,6 +59,7 @@ class Prepared:
         calibrate: benign.
         test: everything else.
         raw_labels: of the test stretch, without the guard: as in the recording.
+        truth: columns that were tampered with, a set a window of the test stretch; empty where nobody knows.
     """
 
     device: str
@@ -68,6 +69,7 @@ class Prepared:
     calibrate: Stretch
     test: Stretch
     raw_labels: Labels
+    truth: tuple[frozenset[str], ...] = ()
 
 
 def prepare(recording: Recording, schema: FeatureSchema) -> Prepared:
@@ -112,4 +114,5 @@ def prepare(recording: Recording, schema: FeatureSchema) -> Prepared:
         stretch(parts.calibrate),
         stretch(parts.test),
         recording.labels[whole[parts.test]],
+        tuple(recording.truth[i] for i in whole[parts.test]) if recording.truth else (),
     )

@@ -94,6 +94,15 @@ class Network:
             grads[:0] = of_weights
         return float(np.mean(np.square(error, dtype=np.float64))), self.layout.flatten(grads)
 
+    def input_gradient(self, x: FloatArray, weights: FloatArray, by_output: FloatArray) -> FloatArray:
+        """Gradient by the input ``(n, *input_shape)``, from that by the reconstruction ``(n, *target_shape)``."""
+        tensors = self.layout.views(weights)
+        _, caches = self._forward(x, tensors)
+        grad = by_output
+        for index in range(len(self.layers) - 1, -1, -1):
+            grad, _ = self.layers[index].backward(grad, caches[index], tensors[2 * index : 2 * index + 2])
+        return grad.reshape(x.shape)
+
     def activation_ranges(self, x: FloatArray, weights: FloatArray) -> dict[str, tuple[float, float]]:
         """(min, max) of the input and of every layer's output over ``(n, *input_shape)``, n ≥ 1.
 
