@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from vedette_core.runtime.storage import (
     Outbox,
     OutboxMessage,
     StateStore,
+    _make_private,
 )
 from vedette_schemas.errors import ConfigError, TransientError
 
@@ -171,3 +174,16 @@ def test_a_full_disk_does_not_refuse_a_message_because_nothing_can_be_given_up_f
     monkeypatch.undo()
     assert [m.id for m in box.add(message("newer"))] == ["old", "new"]
     assert box.messages == 1
+
+
+def test_opening_the_file_again_leaves_the_locks_of_the_first_connection_alone(tmp_path: Path) -> None:
+    """Another process that opens the file, reads and leaves must not take itself for the last, and delete the log."""
+    path = tmp_path / "state.db"
+    first = Database(path)
+    StateStore(first).put("a", b"1")
+    _make_private(path)
+    program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM state'); c.close()"
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+    assert path.with_name("state.db-wal").exists()
+    StateStore(first).put("b", b"1")
+    assert set(StateStore(Database(path)).all("")) == {"a", "b"}

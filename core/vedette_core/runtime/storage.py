@@ -93,12 +93,16 @@ class Database:
 
 
 def _make_private(path: Path) -> None:
-    """Let only the owner read the file: it holds private keys of rounds. SQLite gives its log the file's own mode."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
+    """Let only the owner read the file: it holds private keys of rounds. SQLite gives its log the file's own mode.
+
+    A file that is there is never opened for it: closing any handle of a file drops all locks that this process has on
+    it, those of its other connections, too, and the next one that closes takes itself for the last (sqlite.org,
+    *How To Corrupt*, §2.2).
+    """
     try:
-        os.fchmod(handle, PRIVATE_FILE)
-    finally:
-        os.close(handle)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_FILE))
+    except FileExistsError:
+        path.chmod(PRIVATE_FILE)
 
 
 class StateStore:
