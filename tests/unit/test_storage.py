@@ -200,3 +200,16 @@ def test_a_second_connection_of_this_process_leaves_the_locks_of_the_first_alone
     Database(tmp_path / "state.db").close()
     StateStore(first).put("b", b"1")
     assert set(StateStore(Database(tmp_path / "state.db")).all("")) == {"a", "b"}
+
+
+def test_opening_the_file_again_leaves_the_locks_of_the_first_connection_alone(tmp_path: Path) -> None:
+    """Another process that opens the file, reads and leaves must not take itself for the last, and delete the log."""
+    path = tmp_path / "state.db"
+    first = Database(path)
+    StateStore(first).put("a", b"1")
+    _make_private(path)
+    program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM state'); c.close()"
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+    assert path.with_name("state.db-wal").exists()
+    StateStore(first).put("b", b"1")
+    assert set(StateStore(Database(path)).all("")) == {"a", "b"}
