@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import Any
 
 import msgpack
-from golden import DEVICE, Good, TestKeys, an_alert, checkin, plan, receipt, release, report, roster, upload
+from golden import DEVICE, Good, TestKeys, an_alert, checkin, plan, receipt, release, report, rolling, roster, upload
 from golden_round import close, opening, shares, vote
 from golden_site import AGGREGATOR
 
-from vedette_schemas import alert, codec, envelope, model, secagg, telemetry
+from vedette_schemas import alert, codec, envelope, model, rollout, secagg, telemetry
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.topics import WIRE_VERSION
@@ -261,4 +261,15 @@ def bad() -> list[Bad]:
         Bad("close that a device wrote", secagg.Close, "sealed",
             Good("", close(), "sealed", "", secagg.CLOSE_TYPE, DEVICE).data(), "sender", "expected 'aggregator'",
             secagg.CLOSE_TYPE, AGGREGATOR),
+        # Rollouts.
+        Bad("candidate that is no newer", rollout.RolloutState, "msgpack", _with(rolling(), candidate=6), "schema",
+            "not newer than baseline"),
+        Bad("cohorts that overlap", rollout.RolloutState, "msgpack",
+            _with(rolling(), share_ppm=600_000, control_ppm=400_001), "schema", "overlap"),
+        Bad("pins twice", rollout.RolloutState, "msgpack",
+            _with(rolling(), pins=_plain(rolling())["pins"] * 2), "schema", "pins are not sorted"),
+        Bad("salt of 15 bytes", rollout.RolloutState, "msgpack", _with(rolling(), salt=bytes(15)), "schema", "salt"),
+        Bad("rollout that a device wrote", rollout.RolloutState, "sealed",
+            Good("", rolling(), "sealed", "", rollout.ROLLOUT_TYPE, DEVICE).data(), "sender", "expected 'aggregator'",
+            rollout.ROLLOUT_TYPE, AGGREGATOR),
     ]  # fmt: skip

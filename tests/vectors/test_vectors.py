@@ -13,7 +13,7 @@ import pytest
 import regenerate
 
 from vedette_core.secagg.aggregator import Unmasking, UploadEvidence
-from vedette_schemas import alert, codec, envelope, model, secagg, telemetry, trust
+from vedette_schemas import alert, codec, envelope, model, rollout, secagg, telemetry, trust
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.errors import PeerError
@@ -21,7 +21,7 @@ from vedette_schemas.topics import Role, Topics
 
 CLASSES: dict[str, type[Message]] = {
     c.__name__: c
-    for module in (alert, model, rounds, secagg, telemetry, trust)
+    for module in (alert, model, rollout, rounds, secagg, telemetry, trust)
     for c in vars(module).values()
     if isinstance(c, type) and issubclass(c, Message) and c is not Message
 }
@@ -70,7 +70,7 @@ def test_a_bad_message_is_refused_with_its_reason(vector: dict[str, Any]) -> Non
 def test_every_message_that_travels_alone_has_a_vector() -> None:
     inside = {"FeatureReason", "AlertModel", "ActiveModel", "DetectorReport", "DriftReport", "ReceiptItem",
               "TrainingPlan", "UpdatePlan", "GroupPlan", "PrivacyPlan", "Member", "UploadHeader", "Survivor",
-              "DeviceShares"}  # fmt: skip
+              "DeviceShares", "RolloutPin", "RolloutProgress"}  # fmt: skip
     assert {v["message"] for v in committed("messages.json")} == CLASSES.keys() - inside
 
 
