@@ -26,6 +26,7 @@ from vedette_device.intake import Intake
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened
 from vedette_device.release_follower import ReleaseFollower
 from vedette_device.retained import RetainedReader
+from vedette_device.round_models import RoundModels
 from vedette_device.settings import SpoolSection
 from vedette_device.trust import TrustClient
 from vedette_device.verified_release import VerifiedRelease
@@ -50,7 +51,7 @@ class RoundMember(Protocol):
         """Take one verified event of a task."""
 
     async def take_release(self, release: VerifiedRelease) -> None:
-        """Take a task's active release; may raise what a download raises."""
+        """Take the release that a task's rounds start from; may raise what a download raises."""
 
     def next_deadline(self, task: str) -> float | None:
         """When a task wants a `Tick`, epoch seconds."""
@@ -118,6 +119,7 @@ class RoundSession:
         self.shell = Shell(self._link, self.store, self.metrics, outbox, spool.resend_s)
         self.jobs = Jobs()
         self._follower = ReleaseFollower(self._refresh, lambda: self._link.connected)
+        self._round_models = RoundModels()
         self._reader: RetainedReader | None = None
 
     async def run(self, member: RoundMember, stop: asyncio.Event, *, drain_s: float = DRAIN_S) -> None:
@@ -177,6 +179,8 @@ class RoundSession:
                 self._follower.want()
             return
         event = self._intake.take(message.topic, message.payload)
+        if isinstance(event, RoundOpened) and self._round_models.opened(event.body):
+            self._follower.want()
         match event:
             case RoundOpened(body) | RosterReceived(body) | CloseReceived(body) | OpeningReceived(body):
                 await self._member.handle(body.task, event)
@@ -200,8 +204,9 @@ class RoundSession:
 
     async def _refresh(self) -> bool:
         try:
-            for release in await asyncio.to_thread(self.trust.refresh):
-                await self._member.take_release(release)
+            for active in await asyncio.to_thread(self.trust.refresh):
+                chosen = self._round_models.choose(active, self.trust.listed(active.task))
+                await self._member.take_release(chosen)
         except VedetteError as error:
             log.warning("%s: %s", self._node.id, error)
             return False

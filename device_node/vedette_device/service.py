@@ -12,7 +12,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, Final, Literal
 
-from vedette_core.machine import Connected, Effect, Publish, Tick
+from vedette_core.machine import Connected, Effect, Event, Publish, Tick
 from vedette_core.runtime.identity import AGGREGATOR_ID, client_context, key_ring, learn_aggregator, load_node
 from vedette_core.runtime.jobs import Jobs, run_until_signal
 from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics, resident_bytes
@@ -22,6 +22,7 @@ from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, Outbox, OutboxMessage, StateStore
 from vedette_core.secagg.committee import CloseReceived, OpeningReceived
 from vedette_device.budget_book import BudgetBook
+from vedette_device.cohort_machine import Announce, CohortMachine, LookAgain, ReleasesListed, RolloutReceived
 from vedette_device.enforcement import Enforcement
 from vedette_device.intake import Intake
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened, Train
@@ -29,6 +30,8 @@ from vedette_device.participation import Participation
 from vedette_device.pipeline import Pipeline
 from vedette_device.release_follower import ReleaseFollower
 from vedette_device.retained import RetainedReader
+from vedette_device.rollout_report import rollout_progress
+from vedette_device.round_models import RoundModels
 from vedette_device.settings import DeviceSettings
 from vedette_device.trust import TrustClient
 from vedette_device.update_events import Activate, Confirm, FallBack, ReleaseAnnounced, ReportState, SelfTest, Stage
@@ -112,6 +115,8 @@ class DeviceService:
         self._follower = ReleaseFollower(self._refresh, lambda: self._link.connected)
         self._updates: dict[str, Updates] = {}
         self._participations: dict[str, Participation] = {}
+        self._cohorts = {t: CohortMachine(t, self._node.id, self._store.get(f"rollout/{t}")) for t in self._pipelines}
+        self._round_models = RoundModels()
         self._policy = Enforcement(settings, self._store, self._metrics) if settings.policy.enabled else None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -128,6 +133,8 @@ class DeviceService:
         await self._link.subscribe(self._topics.receipt(self._node.id))
         await self._link.subscribe(self._topics.committee(self._node.id))
         await self._link.subscribe(self._topics.trust(TIMESTAMP_FILE))
+        for task in self._pipelines:
+            await self._link.subscribe(self._topics.rollout(task))
         await self._link.start()
         background = [
             asyncio.create_task(job, name=name)
@@ -249,7 +256,11 @@ class DeviceService:
             return
         event = self._intake.take(message.topic, message.payload)
         match event:
+            case RolloutReceived(state):
+                await self._step_cohort(state.task, event)
             case RoundOpened(body):
+                if self._round_models.opened(body):
+                    self._follower.want()
                 await self._participations[body.task].handle(event)
             case RosterReceived(roster):
                 await self._participations[roster.task].handle(event)
@@ -288,7 +299,11 @@ class DeviceService:
                     self._policy.take(effect.payload)
 
     async def _special(self, effect: Effect) -> None:
-        if isinstance(effect, Train):
+        if isinstance(effect, Announce):
+            self._updates[effect.release.task].post(ReleaseAnnounced(effect.release))
+        elif isinstance(effect, LookAgain):
+            self._follower.want()
+        elif isinstance(effect, Train):
             self._jobs.start(self._participations[effect.task].train(effect), f"train-{effect.task}")
         elif isinstance(effect, _UPDATE_EFFECTS):
             task = effect.task if isinstance(effect, (FallBack, ReportState)) else effect.model.task
@@ -301,11 +316,10 @@ class DeviceService:
     async def _refresh(self) -> bool:
         try:
             releases = await asyncio.to_thread(self._trust.refresh)
-            for release in releases:
-                await self._participations[release.task].take_release(release)
-                if release.version:
-                    # Release 0 is where the first round starts: it has learnt nothing yet.
-                    self._updates[release.task].post(ReleaseAnnounced(release))
+            for active in releases:
+                task, listed = active.task, self._trust.listed(active.task)
+                await self._step_cohort(task, ReleasesListed(active, listed))
+                await self._participations[task].take_release(self._round_models.choose(active, listed))
         except VedetteError as error:
             self._metrics.inc("updates", "", type(error).__name__)
             log.warning("%s", error)
@@ -314,11 +328,17 @@ class DeviceService:
             log.warning("%s: %s", task, fault)
         return True
 
+    async def _step_cohort(self, task: str, event: Event) -> None:
+        await self._carry_out(self._cohorts[task].handle(event, time.time()))
+        if isinstance(event, RolloutReceived):
+            self._publish_state()
+
     # -- reports ------------------------------------------------------------------------------------------------------
 
     def _state(self, status: Literal["online", "stopped", "lost"]) -> bytes:
         self._state_seq += 1
-        actives = [u.active for u in self._updates.values()] if hasattr(self, "_updates") else []
+        is_assembled = hasattr(self, "_round_models")  # the will is made before everything else
+        actives = [u.active for u in self._updates.values()] if is_assembled else []
         return codec.pack_json(
             DeviceState(
                 device=self._node.id,
@@ -328,6 +348,7 @@ class DeviceService:
                 time=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
                 software=version("vedette"),
                 models=tuple(active.active_model() for active in actives if active is not None),
+                rollouts=rollout_progress(self._cohorts, self._updates) if is_assembled else (),
             )
         )
 
@@ -390,6 +411,9 @@ class DeviceService:
             for participation in self._participations.values():
                 if overdue or _is_due(participation.machine.next_deadline()):
                     await participation.handle(Tick())
+            for task, cohort in self._cohorts.items():
+                if overdue or _is_due(cohort.next_deadline()):
+                    await self._step_cohort(task, Tick())
             for updates in self._updates.values():
                 if overdue or _is_due(updates.machine.next_deadline()):
                     updates.post(Tick())
