@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +101,11 @@ class Registry:
         files: Mapping[Variant, bytes],
         custom: Mapping[Variant, ReleaseTarget],
         now: float,
+        *,
+        is_active: bool = True,
+        keep: Collection[int] = (),
     ) -> Publication:
-        """Sign a release and make it the active one; durable before this returns.
+        """Sign a release, and make it the active one or list it as a candidate; durable before this returns.
 
         A crash at any step leaves the old state or the new one. The same release again changes nothing and returns
         what belongs on the retained topics, so that a caller who crashed in between just repeats the call.
@@ -113,6 +116,8 @@ class Registry:
             files: bytes by variant; weights and plan among them.
             custom: what the release says of itself, by variant; ``active`` is set here.
             now: epoch seconds.
+            is_active: without it the release is only listed, and the active one stays; the first is always active.
+            keep: older releases that must stay listed, whatever else goes.
 
         Raises:
             RefusedError: another version was expected, or files and their descriptions do not fit each other.
@@ -133,16 +138,22 @@ class Registry:
                     rule="version",
                 )
             active = _active(releases)
-            order = sorted(releases, key=lambda v: (v == active, v))
-            kept = {v: releases[v] for v in sorted(order[-(RELEASES_KEPT - 1) :])}
-            contents = Targets(targets=_listed({**kept, version: targets}, version))
+            order = sorted(releases, key=lambda v: (v in keep or v == active, v))
+            count = max(RELEASES_KEPT - 1, sum(v in keep or v == active for v in releases))
+            kept = {v: releases[v] for v in sorted(order[-count:])}
+            chosen = version if is_active or active is None else active
+            contents = Targets(targets=_listed({**kept, version: targets}, chosen))
             artifacts = {targets[v].hashes["sha256"]: data for v, data in files.items()}
             for sha256, data in artifacts.items():
                 self._files.add_artifact(sha256, data)
             return self._commit(state, now, {task: contents}, artifacts)
 
     def rollback(self, task: str, to_version: int, now: float) -> Publication:
-        """Make an older release the active one again, in new metadata; durable before this returns.
+        """Make an older release the active one again; see `activate`."""
+        return self.activate(task, to_version, now)
+
+    def activate(self, task: str, to_version: int, now: float) -> Publication:
+        """Make a kept release the active one, in new metadata; durable before this returns.
 
         Raises:
             RefusedError: it is not one of the releases that are kept.
@@ -153,7 +164,7 @@ class Registry:
             releases = _releases(self._role(state, task))
             if to_version not in releases:
                 raise RefusedError(
-                    f"rollback of {task}: found no release {to_version}, expected one of "
+                    f"activation for {task}: found no release {to_version}, expected one of "
                     f"{', '.join(map(str, sorted(releases))) or 'none'}",
                     rule="version",
                 )
@@ -189,7 +200,7 @@ class Registry:
         """Everything that must be on retained topics now: publish it whenever the aggregator reconnects.
 
         Every root, the current metadata with the files before it (for devices in the middle of a refresh), and each
-        task's active release and the one before it.
+        task's active release, the one before it, and the candidates.
 
         Raises:
             ConfigError: the repository is damaged.
@@ -315,7 +326,7 @@ class Registry:
         return (*(name for name in before if name in there), *state.files())
 
     def _retained_artifacts(self, state: RepositoryState) -> dict[str, int]:
-        """Length by digest of the active release and the one before it, of every task."""
+        """Length by digest of the active release, the one before it and those that are newer, of every task."""
         return {
             t.hashes["sha256"]: t.length
             for targets in state.roles.values()
@@ -401,14 +412,15 @@ def _active(releases: Releases) -> int | None:
 
 
 def _shown(releases: Releases) -> list[dict[Variant, TargetFile]]:
-    """The active release and the one that it was made from (else the one below it)."""
+    """The active release, the one that it was made from (else the one below it), and those that are newer."""
     active = _active(releases)
     if active is None:
         return []
     parent = parse_custom(releases[active][Variant.WEIGHTS].custom).parent
     before = [v for v, r in releases.items() if v != active and r[Variant.WEIGHTS].hashes["sha256"] == parent]
     before = before or [v for v in releases if v < active]
-    return [releases[active], *(releases[v] for v in sorted(before)[-1:])]
+    newer = [v for v in sorted(releases) if v > active]
+    return [releases[v] for v in (active, *(v for v in sorted(before)[-1:] if v < active), *newer)]
 
 
 def _digests(release: Mapping[Variant, TargetFile]) -> set[str]:

@@ -20,6 +20,8 @@ from vedette_aggregator.publication import Publication, retained_messages
 from vedette_aggregator.quarantine import Quarantine
 from vedette_aggregator.registry import Registry
 from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
+from vedette_aggregator.rollout_messages import RolloutMessages
+from vedette_aggregator.rollouts import RolloutParts, Rollouts
 from vedette_aggregator.root_set import RootSet
 from vedette_aggregator.round_events import (
     CheckInReceived,
@@ -125,6 +127,7 @@ class AggregatorService:
         for task in settings.tasks:
             self._add_task(task)
         self._intake = self._make_intake()
+        self._rollouts = self._make_rollouts()
         self._show_zeros()
 
     def _add_task(self, task: TaskSection) -> None:
@@ -167,6 +170,19 @@ class AggregatorService:
         self._machines[task.task], self._resume[task.task] = RoundMachine.restore(
             persisted, parts, releases.initial(plan, time.time())
         )
+
+    def _make_rollouts(self) -> Rollouts:
+        parts = RolloutParts(
+            registry=self._registry,
+            store=self._store,
+            shell=self._shell,
+            metrics=self._metrics,
+            jobs=self._jobs,
+            messages=RolloutMessages(self._topics, self._node.id, self._node.signer),
+            put_out=self._put_out,
+            follow=self._follow_releases,
+        )
+        return Rollouts.of(self._settings.tasks, parts, self._releases)
 
     def _beacon(self, epoch: int) -> bytes:
         """The value of an epoch; read once, because the registry verifies itself for it."""
@@ -227,7 +243,9 @@ class AggregatorService:
         try:
             for task, effects in self._resume.items():
                 await self._carry_out(task, effects)
-                await self._follow_active(task)
+            await self._rollouts.start()
+            for task in self._machines:
+                await self._follow_releases(task)
             stopped = asyncio.create_task(stop.wait(), name="stop")
             done, _ = await asyncio.wait([stopped, *background], return_when=asyncio.FIRST_COMPLETED)
             for job in done - {stopped}:
@@ -277,18 +295,21 @@ class AggregatorService:
             case VoteReceived(answer) | SharesReceived(answer):
                 await self._handle(answer.task, event)
             case AlertReceived(body):
-                self._take_alert(body)
+                await self._take_alert(body)
             case StateReceived(body):
                 self._fleet.take_state(body)
+                await self._rollouts.take_state(body)
             case TelemetryReceived(body):
                 self._fleet.take_report(body)
+                await self._rollouts.take_report(body)
 
-    def _take_alert(self, alert: Alert) -> None:
+    async def _take_alert(self, alert: Alert) -> None:
         if self._alerts.add(alert, time.time()):
             self._fleet.take_alert(alert, time.time())
             labels = (alert.model.task, alert.severity.value, alert.kind, alert.state.value)
             self._metrics.inc("alerts_received", *labels)
             self._metrics.observe("alert_delay_seconds", value=max(0.0, time.time() - _seconds(alert.window_end)))
+            await self._rollouts.take_alert(alert)
         self._shell.publish(self._say.receipt(alert.device, f"{alert.id}.{alert.seq}"))
 
     def _connected(self, session_present: bool) -> None:
@@ -297,6 +318,7 @@ class AggregatorService:
 
     async def _publish_again(self) -> None:
         """The broker may have forgotten everything: put all retained state back."""
+        await self._rollouts.connected()
         for task in self._machines:
             await self._handle(task, Connected())
         while True:
@@ -320,13 +342,16 @@ class AggregatorService:
             event, (CheckInReceived, UploadReceived, VoteReceived, SharesReceived, Released)
         ):
             self._show(task, machine)
+        if isinstance(event, Released):
+            await self._rollouts.look(task)
 
-    async def _follow_active(self, task: str) -> None:
-        """After a rollback the registry's active release is another than the rounds went on with: begin from it."""
-        machine = self._machines[task]
-        if machine.state is RoundState.RELEASING or self._registry.active(task) == machine.model.version:
+    async def _follow_releases(self, task: str) -> None:
+        """After a rollback rounds start from another release than they went on with: begin from it."""
+        machine, wanted = self._machines[task], self._rollouts.rounds_from(task)
+        version = self._registry.active(task) if wanted is None else wanted
+        if machine.state is RoundState.RELEASING or version is None or version == machine.model.version:
             return
-        await self._handle(task, ModelReplaced(self._releases[task].active_model()))
+        await self._handle(task, ModelReplaced(self._releases[task].model_of(version)))
 
     async def _carry_out(self, task: str, effects: list[Effect]) -> None:
         await self._shell.carry_out(effects, partial(self._special, task))
@@ -422,6 +447,7 @@ class AggregatorService:
             if overdue:
                 anyway = time.monotonic() + TICK_ANYWAY_S
             await self._follow_quarantine()
+            await self._rollouts.tick()
             for task, machine in self._machines.items():
                 deadline = machine.next_deadline()
                 if overdue or (deadline is not None and deadline <= time.time()):
