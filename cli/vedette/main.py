@@ -25,6 +25,7 @@ from vedette.commands import (
     model,
     policy,
     privacy,
+    rollout,
 )
 from vedette.exit_codes import ExitCode, exit_code
 from vedette_schemas.errors import VedetteError
@@ -45,6 +46,7 @@ app.add_typer(device.app, name="device")
 app.add_typer(aggregator.app, name="aggregator")
 app.add_typer(committee.app, name="committee")
 app.add_typer(model.app, name="model")
+app.add_typer(rollout.app, name="rollout")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(policy.app, name="policy")
 app.add_typer(ca.app, name="ca")

@@ -19,6 +19,7 @@ class Scenario(StrEnum):
     ATTACKS = "attacks"
     DROPOUT = "dropout"
     POISONED = "poisoned-device"
+    BAD_RELEASE = "bad-release"
 
 
 def demo(
@@ -36,7 +37,8 @@ def demo(
         Scenario,
         typer.Option(
             "--scenario",
-            help="attacks; or dropout: a fifth of the devices vanish in every round; or poisoned-device: some lie.",
+            help="attacks; or dropout: a fifth of the devices vanish in every round; or poisoned-device: some lie; "
+            "or bad-release: a release floods alerts.",
         ),
     ] = Scenario.ATTACKS,
     insecure_plain_updates: Annotated[
@@ -73,6 +75,7 @@ def _play(
     import asyncio
     import json
 
+    from vedette.demo.bad_release import broken_bad_release, run_bad_release
     from vedette.demo.dropout import broken_dropout, run_dropout
     from vedette.demo.poisoned_device import run_poisoned
     from vedette.demo.poisoned_figures import broken_poisoned
@@ -80,7 +83,11 @@ def _play(
     from vedette.demo.stage import ScenarioOptions
 
     options = ScenarioOptions(data or SHIPPED, keep, timeout_s, plain, _quiet if as_json else typer.echo)
-    run, broken = (run_dropout, broken_dropout) if scenario is Scenario.DROPOUT else (run_poisoned, broken_poisoned)
+    run, broken = {
+        Scenario.DROPOUT: (run_dropout, broken_dropout),
+        Scenario.POISONED: (run_poisoned, broken_poisoned),
+        Scenario.BAD_RELEASE: (run_bad_release, broken_bad_release),
+    }[scenario]
     figures = asyncio.run(run(options))
     if as_json:
         typer.echo(json.dumps(figures, indent=2))
