@@ -86,13 +86,18 @@ class RolloutBook:
         )
         return [*self.save(seq=said.seq, said=said), self._messages.state(said)]
 
-    def say_again(self, now: float) -> list[Effect]:
-        """Sign what was said last once more, for as long again, with the pins of now; nothing if nothing was said."""
+    def say_again(self, now: float, state: RolloutPhase | None = None) -> list[Effect]:
+        """Sign what was said last once more, for as long again, with the pins of now; nothing if nothing was said.
+
+        Args:
+            now: epoch seconds.
+            state: what became of that rollout since; as it was without it.
+        """
         said = self.record.said
         if said is None:
             return []
         changes = {"seq": self.record.seq + 1, "issued_s": now, "expires_s": now + self._state_life_s}
-        again = said.model_copy(update={**changes, "pins": self.record.pins})
+        again = said.model_copy(update={**changes, "pins": self.record.pins, "state": state or said.state})
         return [*self.save(seq=again.seq, said=again), self._messages.state(again)]
 
     def repeat(self) -> list[Effect]:

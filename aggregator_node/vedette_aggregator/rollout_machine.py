@@ -50,7 +50,7 @@ from vedette_core.learning.rank_test import Verdict
 from vedette_core.machine import Connected, Count, Effect, Event, Note, Persist, Tick
 from vedette_schemas import codec
 from vedette_schemas.errors import PeerError, RefusedError
-from vedette_schemas.rollout import PPM, SALT_BYTES, RolloutPin
+from vedette_schemas.rollout import PPM, SALT_BYTES, RolloutPhase, RolloutPin
 
 HOUR_S: Final = 3600.0
 FLEET_SHARE_MIN: Final = 0.9
@@ -121,7 +121,10 @@ class RolloutMachine:
         match event:
             case DeviceReported():
                 self._watch.take_device(event)
-                return self._go_back_if_critical(now) if event.outcome == "failed" else []
+                grown = self._watch.size > self.record.fleet / FLEET_SHARE_MIN
+                # How large the fleet is must survive a crash before the first stage.
+                out = self._book.save(fleet=self._watch.size) if grown else []
+                return [*out, *(self._go_back_if_critical(now) if event.outcome == "failed" else [])]
             case Measured():
                 return self._measured(event)
             case DeviceAlerted():
@@ -209,9 +212,12 @@ class RolloutMachine:
             known=(KnownRelease(version=event.version, sha256=event.sha256, parent=""),),
             withdrawn=(*record.withdrawn, *above)[-WITHDRAWN_MAX:],
         )
+        out = self._book.save()
+        if record.said is not None and record.said.state is RolloutPhase.PROMOTED:
+            out += self._book.say_again(now, RolloutPhase.ABORTED)  # its candidate is not everybody's release any more
         if record.is_live:
-            return self._end(Phase.ABORTED, f"release {event.version} was made the active one", now)
-        return [*self._book.save(), FollowRounds(self.task)]
+            return [*out, *self._end(Phase.ABORTED, f"release {event.version} was made the active one", now)]
+        return [*out, FollowRounds(self.task)]
 
     # -- evidence -----------------------------------------------------------------------------------------------------
 
@@ -307,8 +313,8 @@ class RolloutMachine:
         fleet = self._watch.fleet(self.record)
         settled = self._started_s is not None and now >= self._started_s + settings.settle_s
         if not settled or len(fleet) < max(2, FLEET_SHARE_MIN * record.fleet):
-            late = now >= record.full_s + settings.soak_s + settings.patience_s
-            if settled and late and record.phase is Phase.RUNNING:
+            late = now >= max(record.since_s, record.full_s + settings.soak_s) + settings.patience_s
+            if settled and late:
                 return self._pause(f"{len(fleet)} devices are known, {record.fleet} were before", now)
             return []
         wanted = max(math.ceil(len(fleet) * percent / 100.0), settings.devices_min, record.exposed)
@@ -379,8 +385,8 @@ class RolloutMachine:
             changes["withdrawn"] = (*record.withdrawn, *withdrawn)[-WITHDRAWN_MAX:]
             if any(r.version == record.queued and r.sha256 in withdrawn for r in record.known):
                 changes["queued"] = 0
-        # A rollout that no device ever heard of needs no word about its end.
-        heard = self._book.is_heard_of
+        # A rollout that no device ever heard of needs no word about its end, unless its release is everybody's now.
+        heard = self._book.is_heard_of or phase is Phase.PROMOTED
         out = self._book.save_and_say(now, **changes) if heard else self._book.save(**changes)
         level = "warning" if phase in (Phase.ABORTED, Phase.ROLLED_BACK) else "info"
         text = f"the rollout of release {record.candidate} is {phase.value}: {reason}"
@@ -420,7 +426,8 @@ class RolloutMachine:
             case Verb.RESUME:
                 # What made it pause is not forgiven, but looked at afresh, for a whole soak.
                 self._watch.begin_stage()
-                return self._go_on(now, full_s=now if record.full_s else 0.0)
+                fleet = min(record.fleet, self._watch.size)
+                return self._go_on(now, full_s=now if record.full_s else 0.0, fleet=fleet)
             case Verb.PAUSE:
                 return self._pause(reason, now)
             case Verb.PROMOTE:

@@ -107,7 +107,7 @@ class RolloutRecord(Message):
         known: listed releases that are newer than the active one, and that one.
         withdrawn: digests of releases that no round and no device goes on from.
         active: the release that signed metadata call active.
-        fleet: devices known when a stage began last.
+        fleet: devices known when a stage began last, or more that became known since.
         pins: devices that a person tied to a release.
         said: the newest state that devices were told.
         audit: newest decisions.
@@ -148,6 +148,12 @@ class RolloutRecord(Message):
     def is_live(self) -> bool:
         """Whether a rollout is under way."""
         return self.phase in LIVE
+
+    def kept(self) -> frozenset[int]:
+        """Releases that must stay listed: those that devices are told of, or soon will be."""
+        told = (self.said.candidate, self.said.baseline) if self.said else ()
+        under_way = (self.candidate, self.baseline) if self.is_live else ()
+        return frozenset((*told, *under_way, *(pin.version for pin in self.pins)))
 
     def rounds_from(self, listed: Collection[int]) -> int:
         """Version that the next round starts from: the newest candidate that is not withdrawn, else the active one.

@@ -65,10 +65,17 @@ class Judgement:
 
 
 class RolloutWatch:
-    """The devices of a task, as they say, and what they measured in this stage."""
+    """The devices of a task, as they say, and what they measured in this stage.
+
+    Attributes:
+        devices: the newest state of each.
+        size: how many of them run some release.
+        tallies: alerts that they opened.
+    """
 
     def __init__(self) -> None:
         self.devices: dict[str, DeviceReported] = {}
+        self.size = 0
         self.tallies = Tallies()
         self._samples: dict[tuple[bool, str], dict[str, deque[float]]] = {}
         self._buckets: dict[str, int] = {}
@@ -76,8 +83,10 @@ class RolloutWatch:
 
     def take_device(self, event: DeviceReported) -> None:
         """A device's newest state."""
-        if event.device in self.devices or len(self.devices) < DEVICES_MAX:
+        before = self.devices.get(event.device)
+        if before is not None or len(self.devices) < DEVICES_MAX:
             self.devices[event.device] = event
+            self.size += (event.version is not None) - (before is not None and before.version is not None)
 
     def fleet(self, record: RolloutRecord) -> list[str]:
         """Devices that run some release, here now or not, and that nobody pinned; sorted.

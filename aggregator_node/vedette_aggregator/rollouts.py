@@ -121,10 +121,7 @@ class Rollouts:
         """Releases that the repository must keep: those that devices are told of."""
         if task not in self._machines:
             return frozenset()
-        record = self._machines[task].record
-        told = (record.said.candidate, record.said.baseline) if record.said else ()
-        under_way = (record.candidate, record.baseline) if record.is_live else ()
-        return frozenset((*told, *under_way, *(pin.version for pin in record.pins)))
+        return self._machines[task].record.kept()
 
     def rounds_from(self, task: str) -> int | None:
         """Version that a task's next round starts from; None where its releases are not staged."""

@@ -167,7 +167,12 @@ class CohortMachine:
         pins = {pin.device: pin.version for pin in state.pins}
         if self._device in pins:
             return pins[self._device]
-        return state.candidate if self._wants_candidate(state) else None
+        if not self._wants_candidate(state):
+            return None
+        # A promoted candidate that newer metadata left behind is over.
+        assert self._listing is not None
+        over = state.state is RolloutPhase.PROMOTED and self._listing.active.version > state.candidate
+        return None if over else state.candidate
 
     def _wants_candidate(self, state: RolloutState) -> bool:
         if state.state is RolloutPhase.PROMOTED:

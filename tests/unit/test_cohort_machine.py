@@ -109,6 +109,11 @@ def test_a_promoted_candidate_is_for_everybody(device: Device) -> None:
     assert announced(device.send(RolloutReceived(promoted))) == [(2, (1, 5, 3))]
 
 
+def test_newer_metadata_leave_a_promoted_candidate_behind(device: Device) -> None:
+    device.send(RolloutReceived(state(3, state=RolloutPhase.PROMOTED)))
+    assert announced(device.send(listing(3, (1, 2, 3), metadata=7))) == [(3, (1, 7, 3))]
+
+
 def test_older_states_are_refused_over_restarts(device: Device) -> None:
     device.send(RolloutReceived(state(4, state=RolloutPhase.ROLLED_BACK)))
     for _ in range(2):

@@ -226,6 +226,25 @@ def test_somebody_else_makes_a_release_active() -> None:
     assert bench.machine.record.rounds_from({0, 1, 2}) == 0
 
 
+def test_a_promotion_before_the_first_stage_is_said(bench: RolloutBench) -> None:
+    bench.begin()
+    bench.ask(Verb.PROMOTE)
+    bench.activated()
+    bench.listed(3)
+    bench.ask(Verb.PROMOTE)
+    bench.activated()
+    assert (bench.state.candidate, bench.state.state) == (3, RolloutPhase.PROMOTED)
+
+
+def test_a_promoted_release_that_somebody_else_replaced_is_not_promoted_any_more(bench: RolloutBench) -> None:
+    bench.begin()
+    bench.ask(Verb.PROMOTE)
+    bench.activated()
+    bench.send(ActiveSeen(1, digest(1)))
+    assert (bench.state.candidate, bench.state.state) == (2, RolloutPhase.ABORTED)
+    assert bench.machine.record.rounds_from({1, 2}) == 1
+
+
 def test_stages_wait_for_approval() -> None:
     bench = RolloutBench(settings=fast(approve=(0.0, 10.0)))
     bench.begin()

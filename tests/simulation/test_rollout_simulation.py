@@ -1,0 +1,179 @@
+"""Rollouts through everything that goes wrong; `python -m tests.simulation.rollout_simulator` runs larger campaigns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import pytest
+from fleet_simulator.violation import ViolationError
+from rollout_simulator.campaign import COMMAND, Run, main, run
+from rollout_simulator.site import Site
+from rollout_simulator.world import Faults
+
+from vedette_aggregator import rollout_machine, rollout_watch
+from vedette_aggregator.rollout_book import RolloutBook
+from vedette_aggregator.rollout_machine import RolloutMachine
+from vedette_device.cohort_machine import CohortMachine
+from vedette_schemas.rollout import PPM
+
+BLOCKS, SEEDS_A_BLOCK = 3, 10
+Patch = pytest.MonkeyPatch
+
+
+@lru_cache(maxsize=BLOCKS)
+def _block(block: int) -> tuple[Run, ...]:
+    done = []
+    for seed in range(block * SEEDS_A_BLOCK, (block + 1) * SEEDS_A_BLOCK):
+        try:
+            done.append(run(seed))
+        except Exception as fault:
+            pytest.fail(f"seed {seed}: {type(fault).__name__}: {fault}\nrepeat with: {COMMAND} {seed}")
+    return tuple(done)
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_what_must_hold_holds_whatever_goes_wrong(block: int) -> None:
+    assert sum(done.ends.total() for done in _block(block)) > 0
+
+
+def test_faults_do_happen() -> None:
+    """A simulator in which nothing goes wrong, or nothing ever goes right, proves nothing."""
+    done = [each for block in range(BLOCKS) for each in _block(block)]
+    ends: Counter[str] = sum((d.ends for d in done), Counter())
+    assert ends.keys() == {"promoted", "aborted", "rolled-back"}
+    assert sum(d.crashes for d in done) > 20
+    assert sum(d.exposures for d in done) > 50
+    assert sum(d.returns for d in done) > 10
+    assert sum(d.liars for d in done) > 0
+    assert sum(d.asked for d in done) > 10
+
+
+def test_a_seed_tells_everything() -> None:
+    assert run(3) == run(3)
+
+
+def _calm(seed: int, **changes: float) -> Site:
+    """A site of a few devices with only the faults that are named."""
+    site = Site(seed)
+    values: dict[str, Any] = {**dict.fromkeys(("crash", "loss", "double", "replay", "away", "liars"), 0.0), **changes}
+    site.world.faults = Faults(**values, person=False)
+    for gateway in site.gateways.values():
+        gateway.lies = gateway.comes_and_goes = False
+    return site
+
+
+CRASHED = 35
+"""A seed with few devices whose rollouts end in different ways."""
+
+
+def _switch(write: int, when: str) -> Callable[[int, str], str | None]:
+    return lambda number, _key: when if number == write else None
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_power_goes_at_every_write_of_the_aggregator(when: str) -> None:
+    counted = _calm(CRASHED)
+    writes = run(CRASHED, counted) and counted.disk.writes
+    assert writes > 20
+    crashes = 0
+    for write in range(1, writes + 1):
+        site = _calm(CRASHED)
+        site.disk.power_switch = _switch(write, when)
+        run(CRASHED, site)
+        crashes += site.crashes
+    # What happens after a crash is another story, which may be a little shorter.
+    assert 0.9 * writes <= crashes <= writes
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_power_goes_at_every_write_of_a_gateway(when: str) -> None:
+    counted = _calm(CRASHED)
+    run(CRASHED, counted)
+    writes = {device: gateway.disk.writes for device, gateway in counted.gateways.items()}
+    device = max(writes, key=lambda name: writes[name])
+    assert writes[device] > 10
+    crashes = 0
+    for write in range(1, writes[device] + 1):
+        site = _calm(CRASHED)
+        site.gateways[device].disk.power_switch = _switch(write, when)
+        run(CRASHED, site)
+        crashes += site.gateways[device].crashes
+    assert 0.8 * writes[device] <= crashes <= writes[device]
+
+
+# -- a broken rule is seen --------------------------------------------------------------------------------------------
+
+
+def _sees(what: str, seeds: int = 40) -> None:
+    """Some seed shows it."""
+    for seed in range(seeds):
+        try:
+            run(seed)
+        except ViolationError as fault:
+            if what in str(fault):
+                return
+            raise
+    pytest.fail(f"nobody saw that {what!r}")
+
+
+def test_a_stage_that_exposes_too_many_is_seen(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(rollout_machine, "share_of", lambda salt, fleet, wanted: PPM // 2)
+    _sees("exposed, expected")
+
+
+def test_a_word_before_it_is_written_down_is_seen(monkeypatch: Patch) -> None:
+    save_and_say: Callable[..., Any] = RolloutBook.save_and_say
+
+    def said_first(book: RolloutBook, now: float, **changes: Any) -> Any:
+        *before, persist, publish = save_and_say(book, now, **changes)
+        return [*before, publish, persist]
+
+    monkeypatch.setattr(RolloutBook, "save_and_say", said_first)
+    _sees("two states of number", seeds=200)
+
+
+def test_a_device_that_takes_old_states_is_seen(monkeypatch: Patch) -> None:
+    received: Callable[..., Any] = CohortMachine._received
+
+    def forgetful(machine: CohortMachine, state: Any, now: float) -> Any:
+        machine._record = None
+        return received(machine, state, now)
+
+    monkeypatch.setattr(CohortMachine, "_received", forgetful)
+    _sees("", seeds=200)
+
+
+def test_a_device_that_ignores_its_cohort_is_seen(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(CohortMachine, "_wants_candidate", lambda machine, state: True)
+    _sees("release")
+
+
+def test_a_rollout_that_never_ends_is_seen(monkeypatch: Patch) -> None:
+    pause: Callable[..., Any] = RolloutMachine._pause
+
+    def for_ever(machine: RolloutMachine, reason: str, now: float) -> Any:
+        return pause(machine, reason, now + 1e9)
+
+    monkeypatch.setattr(RolloutMachine, "_pause", for_ever)
+    _sees("is still paused")
+
+
+def test_a_gate_that_lets_floods_pass_is_seen(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(rollout_watch.RolloutWatch, "mass_alerts", lambda *_: "")
+    monkeypatch.setattr(rollout_watch, "compare", lambda *_, **__: rollout_watch.Verdict.PASS)
+    _sees("floods alerts and passed")
+
+
+def test_the_command_line_says_what_happened_and_how_to_repeat_a_failure(
+    monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--seeds", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("rollouts: ")
+    assert said.endswith(" 0 violations\n")
+    monkeypatch.setattr(CohortMachine, "handle", lambda *_: 1 / 0)
+    assert main(["--seed", "3"]) == 1
+    assert f"repeat with: {COMMAND} 3" in capsys.readouterr().out
