@@ -50,6 +50,13 @@ class ActiveSeen(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseUnlisted(Event):
+    """Signed metadata do not list a release any more: it was revoked, or is gone."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceReported(Event):
     """A device's retained state.
 

@@ -25,6 +25,7 @@ from vedette_aggregator.rollout_events import (
     DeviceReported,
     FollowRounds,
     Measured,
+    ReleaseUnlisted,
     Requested,
     Verb,
 )
@@ -133,6 +134,8 @@ class RolloutMachine:
                 return self._listed(event, now)
             case ActiveSeen():
                 return self._active_seen(event, now)
+            case ReleaseUnlisted(version):
+                return self._unlisted(version, now)
             case Requested():
                 return self._requested(event, now)
             case Connected():
@@ -218,6 +221,13 @@ class RolloutMachine:
         if record.is_live:
             return [*out, *self._end(Phase.ABORTED, f"release {event.version} was made the active one", now)]
         return [*out, FollowRounds(self.task)]
+
+    def _unlisted(self, version: int, now: float) -> list[Effect]:
+        """What is not listed can be run by nobody: its rollout is over."""
+        record, reason = self.record, f"release {version} is not listed any more"
+        if record.phase is Phase.REVERTING and version == record.baseline:
+            return self._end(Phase.ABORTED, reason, now)
+        return self._end(Phase.ROLLED_BACK, reason, now) if record.is_live and version == record.candidate else []
 
     # -- evidence -----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from vedette_aggregator.rollout_events import (
     DeviceAlerted,
     DeviceReported,
     FollowRounds,
+    ReleaseUnlisted,
     Requested,
 )
 from vedette_aggregator.rollout_machine import RolloutMachine
@@ -36,7 +37,7 @@ from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import StateStore
 from vedette_schemas import codec
 from vedette_schemas.alert import Alert, AlertState
-from vedette_schemas.errors import PeerError, VedetteError
+from vedette_schemas.errors import PeerError, RefusedError, VedetteError
 from vedette_schemas.model import Variant
 from vedette_schemas.telemetry import DeviceState, Telemetry
 
@@ -145,6 +146,9 @@ class Rollouts:
             target = registry.listed(task, version)[Variant.WEIGHTS]
             if version == active:
                 await self._handle(task, ActiveSeen(version, target.sha256))
+        record = self._machines[task].record
+        if record.is_live and record.candidate not in registry.versions(task):
+            await self._handle(task, ReleaseUnlisted(record.candidate))
         for version in registry.versions(task):
             target = registry.listed(task, version)[Variant.WEIGHTS]
             if active is not None and version > active:
@@ -231,6 +235,10 @@ class Rollouts:
             try:
                 publication = await asyncio.to_thread(parts.registry.activate, effect.task, effect.version, time.time())
                 target = parts.registry.listed(effect.task, effect.version)[Variant.WEIGHTS]
+            except RefusedError as error:
+                log.error("activation of release %d of %s: %s", effect.version, effect.task, error)
+                await self._handle(effect.task, ReleaseUnlisted(effect.version))
+                return
             except VedetteError as error:
                 # A missing key or a full disk can be mended while the rollout waits.
                 log.error("activation of release %d of %s: %s; trying again", effect.version, effect.task, error)

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from rollout_parts import TASK, RolloutBench, digest, fast
 
-from vedette_aggregator.rollout_events import ActiveSeen, CandidateListed, DeviceReported, FollowRounds, Requested, Verb
+from vedette_aggregator.rollout_events import (
+    ActiveSeen,
+    CandidateListed,
+    DeviceReported,
+    FollowRounds,
+    ReleaseUnlisted,
+    Requested,
+    Verb,
+)
 from vedette_aggregator.rollout_machine import RolloutMachine
 from vedette_aggregator.rollout_settings import RolloutSettings
 from vedette_aggregator.rollout_state import Phase, record_key
@@ -243,6 +251,23 @@ def test_a_promoted_release_that_somebody_else_replaced_is_not_promoted_any_more
     bench.send(ActiveSeen(1, digest(1)))
     assert (bench.state.candidate, bench.state.state) == (2, RolloutPhase.ABORTED)
     assert bench.machine.record.rounds_from({1, 2}) == 1
+
+
+def test_a_candidate_that_is_revoked_ends_its_rollout(bench: RolloutBench) -> None:
+    bench.begin()
+    assert bench.send(ReleaseUnlisted(7)) == []
+    bench.ask(Verb.PROMOTE)
+    bench.send(ReleaseUnlisted(2))
+    assert (bench.phase, bench.state.state) == (Phase.ROLLED_BACK, RolloutPhase.ROLLED_BACK)
+
+
+def test_there_is_no_way_back_to_a_release_that_is_gone(bench: RolloutBench) -> None:
+    bench.begin()
+    bench.ask(Verb.PROMOTE)
+    bench.activated()
+    bench.ask(Verb.ROLLBACK)
+    bench.send(ReleaseUnlisted(1))
+    assert (bench.phase, bench.machine.record.active) == (Phase.ABORTED, 2)
 
 
 def test_stages_wait_for_approval() -> None:
