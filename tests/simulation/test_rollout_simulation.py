@@ -1,4 +1,4 @@
-"""Rollouts through everything that goes wrong; `python -m tests.simulation.rollout_simulator` runs larger campaigns."""
+"""Rollouts through everything that goes wrong; `python -m tests.simulation.rollouts` runs larger campaigns."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from fleet_simulator.violation import ViolationError
-from rollout_simulator.campaign import COMMAND, Run, main, run
-from rollout_simulator.site import Site
+from rollout_simulator.rollout_campaign import COMMAND, Run, main, run
+from rollout_simulator.rollout_site import Site
 from rollout_simulator.world import Faults
 
 from vedette_aggregator import rollout_machine, rollout_watch

@@ -38,7 +38,7 @@ from vedette_schemas.rollout import RolloutState
 from .world import SCHEMA, TASK, World, digest, release
 
 if TYPE_CHECKING:
-    from .site import Site
+    from .rollout_site import Site
 
 TRIAL_S: Final = 20.0
 REPORT_S: Final = 4.0

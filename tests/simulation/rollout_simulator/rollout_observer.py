@@ -14,7 +14,7 @@ from vedette_device.update_events import InstalledModel
 from vedette_schemas.rollout import RolloutPhase, RolloutState
 
 if TYPE_CHECKING:
-    from .site import Site
+    from .rollout_site import Site
 
 
 class Observer:

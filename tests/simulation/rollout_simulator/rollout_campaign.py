@@ -12,10 +12,10 @@ from typing import Final
 
 from vedette_aggregator.rollout_events import Verb
 
-from .site import Site
+from .rollout_site import Site
 from .world import QUIET
 
-COMMAND: Final = "python -m tests.simulation.rollout_simulator --seed"
+COMMAND: Final = "python -m tests.simulation.rollouts --seed"
 FAULTS_S: Final = 2_500.0
 """How long everything may go wrong."""
 QUIET_S_MAX: Final = 30_000.0

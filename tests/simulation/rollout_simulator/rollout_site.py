@@ -26,7 +26,7 @@ from vedette_schemas.rollout import ROLLOUT_TYPE, RolloutState
 from vedette_schemas.topics import Topics
 
 from .gateway import Gateway
-from .observer import Observer
+from .rollout_observer import Observer
 from .world import TASK, World, digest
 
 QUALITIES: Final = ("good", "good", "flood", "failing", "broken", "slow")
