@@ -12,7 +12,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, Final, Literal
 
-from vedette_core.machine import Connected, Effect, Event, Publish, Tick
+from vedette_core.machine import Connected, Effect, Event, Persist, Publish, Tick
 from vedette_core.runtime.identity import AGGREGATOR_ID, client_context, key_ring, learn_aggregator, load_node
 from vedette_core.runtime.jobs import Jobs, run_until_signal
 from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics, resident_bytes
@@ -116,6 +116,7 @@ class DeviceService:
         self._updates: dict[str, Updates] = {}
         self._participations: dict[str, Participation] = {}
         self._cohorts = {t: CohortMachine(t, self._node.id, self._store.get(f"rollout/{t}")) for t in self._pipelines}
+        self._cohort_turn = asyncio.Lock()
         self._round_models = RoundModels()
         self._policy = Enforcement(settings, self._store, self._metrics) if settings.policy.enabled else None
 
@@ -329,8 +330,11 @@ class DeviceService:
         return True
 
     async def _step_cohort(self, task: str, event: Event) -> None:
-        await self._carry_out(self._cohorts[task].handle(event, time.time()))
-        if isinstance(event, RolloutReceived):
+        # A write that waits for room on the disk must not be overtaken by the next event's.
+        async with self._cohort_turn:
+            effects = self._cohorts[task].handle(event, time.time())
+            await self._carry_out(effects)
+        if isinstance(event, RolloutReceived) and any(isinstance(e, Persist) for e in effects):
             self._publish_state()
 
     # -- reports ------------------------------------------------------------------------------------------------------
