@@ -41,15 +41,19 @@ def list_rollouts(config: Config, as_json: AsJson = False) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in ("task", "rollout", "phase", "release", "over", "stage", "devices", "since", "why"):
-        table.add_column(column, justify="right" if column in ("rollout", "release", "over", "stage") else "left")
+    for column in ("task", "rollout", "phase", "release", "over", "stage", "devices", "since"):
+        right = column in ("rollout", "release", "over", "stage")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for row in rows:
         stage = "" if row["stage_percent"] is None else f"{row['stage_percent']:g} %"
         numbers = (str(row["candidate"]), str(row["baseline"])) if row["rollout"] else ("", "")
         devices = f"{row['exposed']} of {row['fleet']}" if row["fleet"] else ""
         first = (row["task"], str(row["rollout"]), row["phase"])
-        table.add_row(*first, *numbers, stage, devices, row["since"] or "", row["reason"])
+        table.add_row(*first, *numbers, stage, devices, (row["since"] or "")[:16])
     Console().print(table)
+    for row in rows:
+        if row["reason"]:
+            typer.echo(f"{row['task']}: {row['reason']}")
     if not rows:
         typer.echo("no task has enabled = true in its [tasks.rollout] table: every release is active at once")
 
