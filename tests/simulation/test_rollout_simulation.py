@@ -13,9 +13,7 @@ from rollout_simulator.rollout_campaign import COMMAND, Run, main, run
 from rollout_simulator.rollout_site import Site
 from rollout_simulator.world import Faults
 
-from vedette_aggregator import rollout_machine, rollout_watch
-from vedette_aggregator.rollout_book import RolloutBook
-from vedette_aggregator.rollout_machine import RolloutMachine
+from vedette_aggregator import rollout_machine
 from vedette_device.cohort_machine import CohortMachine
 from vedette_schemas.rollout import PPM
 
@@ -125,47 +123,9 @@ def test_a_stage_that_exposes_too_many_is_seen(monkeypatch: Patch) -> None:
     _sees("exposed, expected")
 
 
-def test_a_word_before_it_is_written_down_is_seen(monkeypatch: Patch) -> None:
-    save_and_say: Callable[..., Any] = RolloutBook.save_and_say
-
-    def said_first(book: RolloutBook, now: float, **changes: Any) -> Any:
-        *before, persist, publish = save_and_say(book, now, **changes)
-        return [*before, publish, persist]
-
-    monkeypatch.setattr(RolloutBook, "save_and_say", said_first)
-    _sees("state", seeds=200)
-
-
-def test_a_device_that_takes_old_states_is_seen(monkeypatch: Patch) -> None:
-    received: Callable[..., Any] = CohortMachine._received
-
-    def forgetful(machine: CohortMachine, state: Any, now: float) -> Any:
-        machine._record = None
-        return received(machine, state, now)
-
-    monkeypatch.setattr(CohortMachine, "_received", forgetful)
-    _sees("", seeds=200)
-
-
 def test_a_device_that_ignores_its_cohort_is_seen(monkeypatch: Patch) -> None:
     monkeypatch.setattr(CohortMachine, "_wants_candidate", lambda machine, state: True)
     _sees("release")
-
-
-def test_a_rollout_that_never_ends_is_seen(monkeypatch: Patch) -> None:
-    pause: Callable[..., Any] = RolloutMachine._pause
-
-    def for_ever(machine: RolloutMachine, reason: str, now: float) -> Any:
-        return pause(machine, reason, now + 1e9)
-
-    monkeypatch.setattr(RolloutMachine, "_pause", for_ever)
-    _sees("is still paused")
-
-
-def test_a_gate_that_lets_floods_pass_is_seen(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(rollout_watch.RolloutWatch, "mass_alerts", lambda *_: "")
-    monkeypatch.setattr(rollout_watch, "compare", lambda *_, **__: rollout_watch.Verdict.PASS)
-    _sees("floods alerts and passed")
 
 
 def test_the_command_line_says_what_happened_and_how_to_repeat_a_failure(
