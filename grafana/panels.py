@@ -287,6 +287,39 @@ FLEET: Final = (
         ),
     ),
     Section(
+        "Rollouts",
+        (
+            Panel(
+                "Rollout phase",
+                "1 for the phase that a task's rollout is in. Paused waits for a person: `vedette rollout show`.",
+                "none",
+                (Query("max by (task, state) (vedette_rollout_phase{@})", "{{task}} {{state}}"),),
+                width=12,
+            ),
+            Panel(
+                "Fleet that runs a candidate",
+                "Part of the fleet that the rollout's stage is about.",
+                "percentunit",
+                (Query("max by (task) (vedette_rollout_stage_ratio{@})", "{{task}}"),),
+                width=12,
+            ),
+            Panel(
+                "Devices that run a candidate",
+                "Devices that the rollout under way has exposed to its candidate.",
+                "short",
+                (Query("max by (task) (vedette_rollout_exposed_devices{@})", "{{task}}"),),
+                width=12,
+            ),
+            Panel(
+                "Rollouts by outcome",
+                "Rollouts that were created, paused, promoted, aborted or rolled back.",
+                "short",
+                (Query("sum by (task, outcome) (increase(vedette_rollouts_total{@}[rate]))", "{{task}} {{outcome}}"),),
+                width=12,
+            ),
+        ),
+    ),
+    Section(
         "Protection of updates",
         (
             Panel(

@@ -107,8 +107,11 @@ class Registry:
         files: Mapping[Variant, bytes],
         custom: Mapping[Variant, ReleaseTarget],
         now: float,
+        *,
+        is_active: bool = True,
+        keep: Collection[int] = (),
     ) -> Publication:
-        """Sign a release and make it the active one; durable before this returns.
+        """Sign a release, and make it the active one or list it as a candidate; durable before this returns.
 
         A crash at any step leaves the old state or the new one. The same release again changes nothing and returns
         what belongs on the retained topics, so that a caller who crashed in between just repeats the call.
@@ -119,6 +122,8 @@ class Registry:
             files: bytes by variant; weights and plan among them.
             custom: what the release says of itself, by variant; ``active`` is set here.
             now: epoch seconds.
+            is_active: without it the release is only listed, and the active one stays; the first is always active.
+            keep: older releases that must stay listed, whatever else goes.
 
         Raises:
             RefusedError: another version was expected, a file is revoked, or files and their descriptions do not fit.
@@ -141,9 +146,11 @@ class Registry:
             refuse_revoked(f"release {task} {version}", files, revoked_of(role))
             diffs = release_diffs({} if active is None else self._read(releases[active], files), files)
             targets = release_targets(task, version, files, custom, {v: each.said for v, each in diffs.items()})
-            order = sorted(releases, key=lambda v: (v == active, v))
-            kept = {v: releases[v] for v in sorted(order[-(RELEASES_KEPT - 1) :])}
-            contents = _contents({**kept, version: targets}, version, revoked_of(role))
+            order = sorted(releases, key=lambda v: (v in keep or v == active, v))
+            count = max(RELEASES_KEPT - 1, sum(v in keep or v == active for v in releases))
+            kept = {v: releases[v] for v in sorted(order[-count:])}
+            chosen = version if is_active or active is None else active
+            contents = _contents({**kept, version: targets}, chosen, revoked_of(role))
             artifacts = {targets[v].hashes["sha256"]: data for v, data in files.items()}
             artifacts |= {each.said.sha256: each.data for each in diffs.values()}
             for sha256, data in artifacts.items():
@@ -151,7 +158,11 @@ class Registry:
             return self._commit(state, now, {task: contents}, artifacts)
 
     def rollback(self, task: str, to_version: int, now: float) -> Publication:
-        """Make an older release the active one again, in new metadata; durable before this returns.
+        """Make an older release the active one again; see `activate`."""
+        return self.activate(task, to_version, now)
+
+    def activate(self, task: str, to_version: int, now: float) -> Publication:
+        """Make a kept release the active one, in new metadata; durable before this returns.
 
         Raises:
             RefusedError: it is not one of the releases that are kept.
@@ -163,7 +174,7 @@ class Registry:
             releases = releases_of(role)
             if to_version not in releases:
                 raise RefusedError(
-                    f"rollback of {task}: found no release {to_version}, expected one of "
+                    f"activation for {task}: found no release {to_version}, expected one of "
                     f"{', '.join(map(str, sorted(releases))) or 'none'}",
                     rule="version",
                 )
@@ -266,7 +277,7 @@ class Registry:
         """Everything that must be on retained topics now: publish it whenever the aggregator reconnects.
 
         Every root, the current metadata with the files before it (for devices in the middle of a refresh), and each
-        task's active release and the one before it.
+        task's active release, the one before it, and the candidates.
 
         Raises:
             ConfigError: the repository is damaged.
@@ -426,7 +437,7 @@ class Registry:
         return (*(name for name in before if name in there), *state.files())
 
     def _retained_artifacts(self, state: RepositoryState) -> dict[str, int]:
-        """Length by digest of the active release and the one before it, of every task, with their diffs."""
+        """Length by digest of the active release, the one before it and those that are newer, with their diffs."""
         return {
             digest: length
             for targets in state.roles.values()

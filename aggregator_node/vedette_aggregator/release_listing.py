@@ -119,14 +119,15 @@ def active_version(releases: Releases) -> int | None:
 
 
 def shown_releases(releases: Releases) -> list[dict[Variant, TargetFile]]:
-    """The active release and the one that it was made from (else the one below it)."""
+    """The active release, the one that it was made from (else the one below it), and those that are newer."""
     active = active_version(releases)
     if active is None:
         return []
     parent = parse_custom(releases[active][Variant.WEIGHTS].custom).parent
     before = [v for v, r in releases.items() if v != active and r[Variant.WEIGHTS].hashes["sha256"] == parent]
     before = before or [v for v in releases if v < active]
-    return [releases[active], *(releases[v] for v in sorted(before)[-1:])]
+    newer = [v for v in sorted(releases) if v > active]
+    return [releases[v] for v in (active, *(v for v in sorted(before)[-1:] if v < active), *newer)]
 
 
 def lengths_of(release: Mapping[Variant, TargetFile]) -> dict[str, int]:

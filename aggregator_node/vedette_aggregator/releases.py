@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -65,6 +65,16 @@ def server_optimiser(task: TaskSection) -> ServerOptimiser:
     return FedAvg(learning_rate=task.optimiser.learning_rate)
 
 
+class Staging(Protocol):
+    """Who decides which releases go to the fleet in stages: the rollouts."""
+
+    def is_staged(self, task: str, version: int) -> bool:
+        """Whether a new release is a candidate first."""
+
+    def kept(self, task: str) -> frozenset[int]:
+        """Releases that must stay listed."""
+
+
 class Releases:
     """Makes and publishes the releases of one task.
 
@@ -75,6 +85,7 @@ class Releases:
 
     Attributes:
         gate: what a candidate must pass, and where it is written down.
+        staging: which releases are candidates first; without it each is active at once.
 
     Raises:
         ConfigError: holdout sets that cannot be used.
@@ -84,6 +95,7 @@ class Releases:
         self._registry, self._task, self._model = registry, task, model
         holdouts = Holdouts.load(task.validation, model.network, model.schema)
         self.gate = CandidateGate(task.task, model.network, task.validation, holdouts)
+        self.staging: Staging | None = None
 
     def initial(self, plan: Plan, now: float) -> GlobalModel:
         """The model that the first round starts from: release 0, published if there is none yet.
@@ -106,15 +118,21 @@ class Releases:
         return model
 
     def active_model(self) -> GlobalModel:
-        """The active release as what a round starts from; the optimiser begins anew.
-
-        Raises:
-            ConfigError: its files are missing or damaged, or of another feature schema.
-        """
+        """The active release as what a round starts from; see `model_of`."""
         task = self._task.task
         version = self._registry.active(task)
         if version is None:
             raise ConfigError(f"task {task}: found no active release in the repository; restore it from its backup")
+        return self.model_of(version)
+
+    def model_of(self, version: int) -> GlobalModel:
+        """A kept release as what a round starts from; the optimiser begins anew.
+
+        Raises:
+            ConfigError: its files are missing or damaged, or of another feature schema.
+            RefusedError: there is no such release.
+        """
+        task = self._task.task
         target, data = self._registry.target(task, version, Variant.WEIGHTS)
         _, packed = self._registry.target(task, version, Variant.PLAN)
         found = read_weights(data)
@@ -125,7 +143,7 @@ class Releases:
         return GlobalModel(version, _digest(data), packed, target.round, found.weights, optimiser)
 
     def release(self, candidate: Candidate, plan: bytes, now: float) -> tuple[Released, Publication]:
-        """Build every variant of a candidate, sign it, and make it the task's active release.
+        """Build every variant of a candidate, sign it, and make it the task's active release, or list it for a rollout.
 
         A candidate that was released before a crash is answered with that release.
 
@@ -144,7 +162,16 @@ class Releases:
         plan_digest = _digest(plan)
         files = {variant: artifact.data for variant, artifact in artifacts.items()} | {Variant.PLAN: plan}
         custom = {v: self._describe(v, version, candidate, plan_digest) for v in files}
-        publication = self._registry.publish(self._task.task, version, files, custom, now)
+        staging, name = self.staging, self._task.task
+        publication = self._registry.publish(
+            name,
+            version,
+            files,
+            custom,
+            now,
+            is_active=staging is None or not staging.is_staged(name, version),
+            keep=staging.kept(name) if staging else (),
+        )
         self._record(candidate, version)
         return Released(version, artifacts[Variant.WEIGHTS].sha256, plan_digest), publication
 

@@ -27,6 +27,8 @@ from vedette_aggregator.registry import Registry
 from vedette_aggregator.registry_watch import ForeignReleases, RegistryFollower, once_signed
 from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
 from vedette_aggregator.revocation_watch import RevocationWatch
+from vedette_aggregator.rollout_messages import RolloutMessages
+from vedette_aggregator.rollouts import RolloutParts, Rollouts
 from vedette_aggregator.root_set import RootSet
 from vedette_aggregator.round_events import (
     CheckInReceived,
@@ -45,6 +47,7 @@ from vedette_aggregator.round_events import (
 from vedette_aggregator.round_gauges import show_protection, show_round
 from vedette_aggregator.round_machine import RoundMachine
 from vedette_aggregator.round_messages import RoundMessages
+from vedette_aggregator.round_secrets import RoundSecrets
 from vedette_aggregator.round_settings import RoundSettings
 from vedette_aggregator.round_setup import RoundParts
 from vedette_aggregator.round_state import RoundState
@@ -54,8 +57,7 @@ from vedette_core.learning.robust.defence import Defence
 from vedette_core.machine import Connected, Effect, Event, Publish, Tick
 from vedette_core.runtime.identity import client_context, key_ring, load_node
 from vedette_core.runtime.jobs import Jobs, run_until_signal
-from vedette_core.runtime.metrics import AGGREGATOR_METRICS, Metrics, resident_bytes
-from vedette_core.runtime.metrics import serve as serve_metrics
+from vedette_core.runtime.metrics import AGGREGATOR_METRICS, Metrics, resident_bytes, serve_configured
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
 from vedette_core.runtime.own_certificate import OwnCertificate
 from vedette_core.runtime.shell import Shell
@@ -74,7 +76,6 @@ HOUSEKEEPING_S: Final = 60.0
 QUARANTINE_S: Final = 2.0
 """How soon a quarantine that a person added is seen."""
 CONNECT_TIMEOUT_S: Final = 30.0
-SEED_KEY: Final = "aggregator/seed"
 RELEASE_RETRY_S: Final = 5.0
 
 
@@ -129,7 +130,7 @@ class AggregatorService:
         self._turns: dict[str, asyncio.Lock] = {}
         self._roots: dict[str, RootSet] = {}
         self._suspicion_min = {task.task: task.defence.suspicion_min for task in settings.tasks}
-        self._beacons: dict[int, bytes] = {}
+        self._secrets = RoundSecrets(self._store, self._registry)
         self._quarantine_at = 0.0
         self._resume: dict[str, list[Effect]] = {}
         self._jobs = Jobs()
@@ -142,13 +143,14 @@ class AggregatorService:
         self._exclusions = Exclusions(Quarantine(self._store), self._revocations, self._metrics)
         self._own = OwnCertificate(self._node, self._link, self._metrics)
         self._intake = self._make_intake(ring)
-        hands = Hands(self._shell.carry_out, self._shell.publish, self._put_out, self._handle, self._follow_active)
+        hands = Hands(self._shell.carry_out, self._shell.publish, self._put_out, self._handle, self._follow_releases)
         self._watch = FleetWatch(
             settings, self._fleet, self._database, self._metrics, self._registry, self._node, hands
         )
         show_zeros(self._metrics, tuple(self._machines))
         for name in self._machines:
             show_protection(self._metrics, name, self._machines[name], self._suspicion_min[name])
+        self._rollouts = self._make_rollouts()
 
     def _add_task(self, task: TaskSection) -> None:
         model = TaskModel.of(task)
@@ -183,8 +185,8 @@ class AggregatorService:
             optimiser=server_optimiser(task),
             defence=Defence.configured(settings.robust_rule, has_root=task.task in self._roots),
             has_root=task.task in self._roots,
-            beacon=self._beacon,
-            seed=self._seed(),
+            beacon=self._secrets.beacon,
+            seed=self._secrets.seed(),
             entropy=os.urandom,
             admit=self._attestation.admit,
         )
@@ -193,19 +195,18 @@ class AggregatorService:
             persisted, parts, once_signed(lambda: releases.initial(plan, time.time()))
         )
 
-    def _beacon(self, epoch: int) -> bytes:
-        """The value of an epoch; read once, because the registry verifies itself for it."""
-        if epoch not in self._beacons:
-            self._beacons = {epoch: self._registry.beacon(epoch)} | dict(list(self._beacons.items())[-8:])
-        return self._beacons[epoch]
-
-    def _seed(self) -> bytes:
-        """Secret of the random selection, made once."""
-        seed = self._store.get(SEED_KEY)
-        if seed is None:
-            seed = os.urandom(32)
-            self._store.put(SEED_KEY, seed)
-        return seed
+    def _make_rollouts(self) -> Rollouts:
+        parts = RolloutParts(
+            registry=self._registry,
+            store=self._store,
+            shell=self._shell,
+            metrics=self._metrics,
+            jobs=self._jobs,
+            messages=RolloutMessages(self._topics, self._node.id, self._node.signer),
+            put_out=self._put_out,
+            follow=self._follow_releases,
+        )
+        return Rollouts.of(self._settings.tasks, parts, self._releases)
 
     def _make_intake(self, ring: KeyRing) -> Intake:
         intake = Intake(self._topics, ring, self._machines)
@@ -216,10 +217,7 @@ class AggregatorService:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set."""
-        server = None
-        if self._settings.metrics.enabled:
-            server, port = serve_metrics(self._metrics, self._settings.metrics.port, self._settings.metrics.host)
-            log.info("metrics on http://%s:%d/metrics", self._settings.metrics.host, port)
+        stop_serving = serve_configured(self._metrics, self._settings.metrics)
         await self._link.subscribe(f"{self._topics.root}/device/+/up/#", 1)
         await self._link.subscribe(self._topics.revoked, 1)
         await self._link.start()
@@ -234,7 +232,9 @@ class AggregatorService:
         try:
             for task, effects in self._resume.items():
                 await self._carry_out(task, effects)
-                await self._follow_active(task)
+            await self._rollouts.start()
+            for task in self._machines:
+                await self._follow_releases(task)
             stopped = asyncio.create_task(stop.wait(), name="stop")
             done, _ = await asyncio.wait([stopped, *background], return_when=asyncio.FIRST_COMPLETED)
             for job in done - {stopped}:
@@ -246,8 +246,7 @@ class AggregatorService:
             await self._jobs.cancel()
             await self._link.stop()
             self._watch.flush(time.time(), at_once=True)
-            if server is not None:
-                server.shutdown()
+            stop_serving()
             self._database.close()
 
     # -- what comes in ------------------------------------------------------------------------------------------------
@@ -299,8 +298,10 @@ class AggregatorService:
             case StateReceived(body):
                 await self._watch.take_state(body, time.time())
                 self._foreign.take(body)
+                await self._rollouts.take_state(body)
             case TelemetryReceived(body):
                 await self._watch.take_report(body, time.time())
+                await self._rollouts.take_report(body)
 
     async def _take_alert(self, alert: Alert) -> None:
         if self._alerts.add(alert, time.time()):
@@ -308,6 +309,7 @@ class AggregatorService:
             labels = (alert.model.task, alert.severity.value, alert.kind, alert.state.value)
             self._metrics.inc("alerts_received", *labels)
             self._metrics.observe("alert_delay_seconds", value=max(0.0, time.time() - _seconds(alert.window_end)))
+            await self._rollouts.take_alert(alert)
         self._shell.publish(self._say.receipt(alert.device, f"{alert.id}.{alert.seq}"))
 
     def _connected(self, session_present: bool) -> None:
@@ -318,6 +320,7 @@ class AggregatorService:
     async def _publish_again(self) -> None:
         """The broker may have forgotten everything: put all retained state back."""
         self._publish_revocations()
+        await self._rollouts.connected()
         for task in self._machines:
             await self._handle(task, Connected())
         while True:
@@ -343,17 +346,21 @@ class AggregatorService:
             show_round(self._metrics, task, machine)
         if isinstance(event, (Released, ModelReplaced)):
             await self._watch.active(task, machine.model.version, time.time(), fresh=isinstance(event, Released))
+        if isinstance(event, Released):
+            await self._rollouts.look(task)
 
-    async def _follow_active(self, task: str) -> None:
-        """After a rollback or a revocation another release is active than the rounds went on with: begin from it."""
-        machine = self._machines[task]
-        if machine.state is RoundState.RELEASING or self._registry.active(task) == machine.model.version:
+    async def _follow_releases(self, task: str) -> None:
+        """After a rollback or a revocation rounds start from another release than they went on with: begin from it."""
+        machine, wanted = self._machines[task], self._rollouts.rounds_from(task)
+        version = self._registry.active(task) if wanted is None else wanted
+        if machine.state is RoundState.RELEASING or version is None or version == machine.model.version:
             return
-        await self._handle(task, ModelReplaced(self._releases[task].active_model()))
+        await self._handle(task, ModelReplaced(self._releases[task].model_of(version)))
 
     async def _changed_beside(self, task: str) -> None:
-        self._beacons.clear()  # people may have replaced the chain
-        await self._follow_active(task)
+        self._secrets.forget_beacons()
+        await self._rollouts.look(task)
+        await self._follow_releases(task)
 
     async def _carry_out(self, task: str, effects: list[Effect]) -> None:
         await self._shell.carry_out(effects, partial(self._special, task))
@@ -435,6 +442,7 @@ class AggregatorService:
             self._watch.flush(time.time())
             await self._follow_quarantine()
             await self._follower.look()
+            await self._rollouts.tick()
             for task, machine in self._machines.items():
                 deadline = machine.next_deadline()
                 if overdue or (deadline is not None and deadline <= time.time()):

@@ -126,6 +126,34 @@ class DefenceSection(Section):
     suspicion_min: Annotated[float, Field(gt=0, le=100)] = 3.0
 
 
+class RolloutSection(Section):
+    """How releases reach the fleet; see `vedette_aggregator.rollout_settings`, and the example for each key."""
+
+    enabled: bool = False
+    from_version: Annotated[int, Field(ge=2)] = 2
+    stages: Annotated[tuple[float, ...], Field(min_length=1, max_length=16)] = (1.0, 10.0, 50.0, 100.0)
+    devices_min: Annotated[int, Field(ge=1, le=100_000)] = 5
+    soak_s: Annotated[float, Field(ge=0, le=31 * 86_400)] = 21_600.0
+    patience_s: Annotated[float, Field(ge=0, le=31 * 86_400)] = 21_600.0
+    settle_s: Annotated[float, Field(ge=0, le=86_400)] = 120.0
+    check_s: Annotated[float, Field(ge=0.1, le=86_400)] = 60.0
+    approve: Annotated[tuple[float, ...], Field(max_length=16)] = ()
+    exposed_per_hour: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    pause_s_max: Annotated[float, Field(ge=1, le=366 * 86_400)] = 1_209_600.0
+    samples_min: Annotated[int, Field(ge=1, le=10_000)] = 50
+    alpha: Annotated[float, Field(gt=0, le=0.5)] = 0.01
+    success_min: Annotated[float, Field(gt=0, le=1)] = 0.95
+    errors_max: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    alerts_relative: Annotated[float, Field(ge=0, le=100)] = 0.5
+    alerts_absolute: Annotated[float, Field(ge=0, le=100)] = 0.5
+    score_shift: Annotated[float, Field(ge=0, le=5)] = 0.2
+    latency_relative: Annotated[float, Field(ge=0, le=100)] = 0.5
+    memory_relative: Annotated[float, Field(ge=0, le=100)] = 0.25
+    mass_share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    mass_alerts: Annotated[int, Field(ge=1, le=10_000)] = 3
+    state_life_s: Annotated[float, Field(ge=60, le=31 * 86_400)] = 86_400.0
+
+
 class ServerOptimiserSection(Section):
     """What is done with the mean update: ``fedavg`` or ``fedadam``, with its learning rate."""
 
@@ -196,6 +224,7 @@ class TaskSection(Section):
     defence: DefenceSection = DefenceSection()
     validation: ValidationSection = ValidationSection()
     optimiser: ServerOptimiserSection = ServerOptimiserSection()
+    rollout: RolloutSection = RolloutSection()
 
     @model_validator(mode="before")
     @classmethod

@@ -19,8 +19,7 @@ from vedette_broker.ca_settings import AuthoritySettings
 from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.runtime.identity import Bundle, client_context, load_node, reload_context
 from vedette_core.runtime.jobs import run_until_signal
-from vedette_core.runtime.metrics import AUTHORITY_METRICS, Metrics
-from vedette_core.runtime.metrics import serve as serve_metrics
+from vedette_core.runtime.metrics import AUTHORITY_METRICS, Metrics, serve_configured
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
 from vedette_schemas import codec
 from vedette_schemas.enrolment import CertificateReply
@@ -75,10 +74,7 @@ class AuthorityService:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until `stop` is set."""
-        server = None
-        if self._settings.metrics.enabled:
-            server, port = serve_metrics(self._metrics, self._settings.metrics.port, self._settings.metrics.host)
-            log.info("metrics on http://%s:%d/metrics", self._settings.metrics.host, port)
+        stop_serving = serve_configured(self._metrics, self._settings.metrics)
         await self._link.subscribe(self._topics.enrolment_request("+"), 1)
         await self._link.subscribe(self._topics.renewal_request("+"), 1)
         await self._link.start()
@@ -93,8 +89,7 @@ class AuthorityService:
                 job.cancel()
             await asyncio.gather(watching, stopping, return_exceptions=True)
             await self._link.stop()
-            if server is not None:
-                server.shutdown()
+            stop_serving()
 
     async def _take(self, message: MqttMessage) -> None:
         kind = "unknown"

@@ -26,6 +26,7 @@ from vedette.commands import (
     model,
     policy,
     privacy,
+    rollout,
     trust,
     validator,
 )
@@ -48,6 +49,7 @@ app.add_typer(device.app, name="device")
 app.add_typer(aggregator.app, name="aggregator")
 app.add_typer(committee.app, name="committee")
 app.add_typer(model.app, name="model")
+app.add_typer(rollout.app, name="rollout")
 app.add_typer(trust.app, name="trust")
 app.add_typer(validator.app, name="validator")
 app.add_typer(privacy.app, name="privacy")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from vedette.demo.judge import Sighting
 from vedette_core.runtime.identity import client_context, key_ring, learn_aggregator, load_node
@@ -18,12 +18,21 @@ from vedette_schemas import alert as alerts
 from vedette_schemas import codec, envelope
 from vedette_schemas.alert import Alert, AlertState
 from vedette_schemas.errors import PeerError
+from vedette_schemas.rollout import ROLLOUT_TYPE, RolloutState
 from vedette_schemas.round import Phase, RoundOpen
 from vedette_schemas.telemetry import DeviceState, Telemetry
 from vedette_schemas.topics import Topics
 
 log = logging.getLogger("vedette.observer")
 CONNECT_TIMEOUT_S = 10.0
+WATCHED: Final = (
+    "device/+/up/alert",
+    "device/+/up/state",
+    "device/+/up/telemetry",
+    "public/round/+",
+    "public/rollout/+",
+)
+"""What is subscribed to, below the site's root."""
 
 
 class Observer:
@@ -45,6 +54,8 @@ class Observer:
         attempts: highest attempt of each (task, round).
         activated: (device, task, version) → sha256 of every release that a device reported active.
         rejected: messages that were not what their topic says.
+        rollouts: states of a task's rollouts, as they came.
+        seen_at: (epoch seconds, alert) of every alert, as they came.
     """
 
     def __init__(self, bundle: Path, host: str, port: int, on_alert: Callable[[Alert], None] | None = None) -> None:
@@ -64,12 +75,14 @@ class Observer:
         self.attempts: dict[tuple[str, int], int] = {}
         self.activated: dict[tuple[str, str, int], str] = {}
         self.rejected = 0
+        self.rollouts: dict[str, list[RolloutState]] = {}
+        self.seen_at: list[tuple[float, Alert]] = []
         self._seen: set[tuple[str, str, int]] = set()
 
     async def __aenter__(self) -> Self:
         await self._link.start()
         root = self._topics.root
-        for below in ("device/+/up/alert", "device/+/up/state", "device/+/up/telemetry", "public/round/+"):
+        for below in WATCHED:
             await self._link.subscribe(f"{root}/{below}", 1)
         await self._link.wait_connected(CONNECT_TIMEOUT_S)
         return self
@@ -119,6 +132,7 @@ class Observer:
                 if key not in self._seen:
                     self._seen.add(key)
                     self.alerts.append(alert)
+                    self.seen_at.append((time.time(), alert))
                     if self._on_alert is not None:
                         self._on_alert(alert)
             case "state":
@@ -129,6 +143,11 @@ class Observer:
             case "telemetry":
                 report = codec.unpack(Telemetry, message.payload)
                 self.reports[report.device] = report
+            case "rollout":
+                state_of, _ = envelope.unseal(
+                    RolloutState, message.payload, ROLLOUT_TYPE, self._ring, sender=self._aggregator
+                )
+                self.rollouts.setdefault(state_of.task, []).append(state_of)
             case "round":
                 opened, _ = envelope.unseal(
                     RoundOpen, message.payload, "round.open", self._ring, sender=self._aggregator

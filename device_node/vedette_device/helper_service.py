@@ -11,7 +11,7 @@ from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.machine import Event
 from vedette_core.runtime.identity import NodeIdentity, load_node
 from vedette_core.runtime.jobs import run_until_signal
-from vedette_core.runtime.metrics import serve as serve_metrics
+from vedette_core.runtime.metrics import serve_configured
 from vedette_device.helper_machine import HelperMachine
 from vedette_device.helper_settings import CommitteeSettings
 from vedette_device.participant_events import ReleaseVerified
@@ -87,17 +87,11 @@ class HelperService:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Help until `stop` is set."""
-        server = None
-        if self._settings.metrics.enabled:
-            server, port = serve_metrics(
-                self._session.metrics, self._settings.metrics.port, self._settings.metrics.host
-            )
-            log.info("metrics on http://%s:%d/metrics", self._settings.metrics.host, port)
+        stop_serving = serve_configured(self._session.metrics, self._settings.metrics)
         try:
             await self._session.run(self, stop)
         finally:
-            if server is not None:
-                server.shutdown()
+            stop_serving()
 
     async def start(self) -> None:
         """See `RoundMember.start`."""

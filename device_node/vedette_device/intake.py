@@ -1,4 +1,4 @@
-"""From (topic, payload) to a typed, verified event of a round, or to a `PeerError` with its reason."""
+"""From (topic, payload) to a typed, verified event of a round or rollout, or to a `PeerError` with its reason."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Collection
 
 from vedette_core.machine import Event
 from vedette_core.secagg.committee import CloseReceived, OpeningReceived
+from vedette_device.cohort_machine import RolloutReceived
 from vedette_device.command_machine import CommandReceived
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened
 from vedette_schemas.command import COMMAND_TYPE, Command
 from vedette_schemas.envelope import Verifier, kind_of, unseal
 from vedette_schemas.errors import PeerError
+from vedette_schemas.rollout import ROLLOUT_TYPE, RolloutState
 from vedette_schemas.round import OPEN_TYPE, ROSTER_TYPE, Roster, RoundOpen
 from vedette_schemas.secagg import CLOSE_TYPE, OPENING_TYPE, Close, Opening
 from vedette_schemas.telemetry import RECEIPT_TYPE, Receipt
@@ -58,6 +60,11 @@ class Intake:
                 _same("roster", "task", roster.task, parsed.task)
                 _same("roster", "group", roster.gid, parsed.index)
                 return RosterReceived(roster)
+            case "rollout":
+                self._check_task(parsed)
+                state, _ = unseal(RolloutState, payload, ROLLOUT_TYPE, self._keys, sender=self._aggregator)
+                _same("rollout", "task", state.task, parsed.task)
+                return RolloutReceived(state)
             case "receipt":
                 _same("receipt", "device", parsed.device, self._device)
                 receipt, _ = unseal(Receipt, payload, RECEIPT_TYPE, self._keys, sender=self._aggregator)

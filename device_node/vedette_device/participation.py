@@ -157,7 +157,7 @@ class Participation:
             return effects
 
     async def take_release(self, release: VerifiedRelease) -> None:
-        """A verified release became the active one: fetch its weights and plan, and tell the machine.
+        """A verified release is what rounds start from: fetch its weights and plan, and tell the machine.
 
         Raises:
             TransientError: they did not come; try again.

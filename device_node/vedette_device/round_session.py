@@ -30,6 +30,7 @@ from vedette_device.intake import Intake
 from vedette_device.participant_events import ReceiptReceived, RosterReceived, RoundOpened
 from vedette_device.release_follower import ReleaseFollower
 from vedette_device.retained import RetainedReader
+from vedette_device.round_models import RoundModels
 from vedette_device.settings import AttestationSection, SpoolSection
 from vedette_device.trust import TrustClient
 from vedette_device.verified_release import VerifiedRelease
@@ -54,7 +55,7 @@ class RoundMember(Protocol):
         """Take one verified event of a task."""
 
     async def take_release(self, release: VerifiedRelease) -> None:
-        """Take a task's active release; may raise what a download raises."""
+        """Take the release that a task's rounds start from; may raise what a download raises."""
 
     async def attested(self) -> None:
         """There is an attestation result to check in with."""
@@ -137,6 +138,7 @@ class RoundSession:
             node, self.peers, self.topics, self._link, self.shell, self.store, self.metrics, self._renewed
         )
         self._follower = ReleaseFollower(self._refresh, lambda: self._link.connected)
+        self._round_models = RoundModels()
         self._reader: RetainedReader | None = None
         self._member: RoundMember | None = None
         self.attestation = self._attest()
@@ -210,6 +212,8 @@ class RoundSession:
             return
         event = self._intake.take(message.topic, message.payload)
         member = self._follow()
+        if isinstance(event, RoundOpened) and self._round_models.opened(event.body):
+            self._follower.want()
         match event:
             case RoundOpened(body) | RosterReceived(body) | CloseReceived(body) | OpeningReceived(body):
                 await member.handle(body.task, event)
@@ -265,8 +269,9 @@ class RoundSession:
 
     async def _refresh(self) -> bool:
         try:
-            for release in await asyncio.to_thread(self.trust.refresh):
-                await self._follow().take_release(release)
+            for active in await asyncio.to_thread(self.trust.refresh):
+                chosen = self._round_models.choose(active, self.trust.listed(active.task))
+                await self._follow().take_release(chosen)
         except VedetteError as error:
             log.warning("%s: %s", self._node.id, error)
             return False

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from vedette_core.machine import Connected, Effect, Publish, Tick
 from vedette_core.runtime.identity import (
@@ -22,8 +22,7 @@ from vedette_core.runtime.identity import (
     load_node,
 )
 from vedette_core.runtime.jobs import Jobs, run_until_signal
-from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics, resident_bytes
-from vedette_core.runtime.metrics import serve as serve_metrics
+from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics, resident_bytes, serve_configured
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage, Will
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, Outbox, OutboxMessage, StateStore
@@ -31,6 +30,8 @@ from vedette_core.secagg.committee import CloseReceived, OpeningReceived
 from vedette_device.artifact_download import How
 from vedette_device.attestation_session import AttestationSession
 from vedette_device.budget_book import BudgetBook
+from vedette_device.cohort_machine import Announce, LookAgain, ReleasesListed, RolloutReceived
+from vedette_device.cohorts import Cohorts
 from vedette_device.command_machine import KEY as COMMAND_KEY
 from vedette_device.command_machine import CommandReceived
 from vedette_device.commands import Commands
@@ -42,6 +43,7 @@ from vedette_device.participation import Participation
 from vedette_device.pipeline import Pipeline
 from vedette_device.release_follower import ReleaseFollower
 from vedette_device.retained import RetainedReader
+from vedette_device.round_models import RoundModels
 from vedette_device.settings import DeviceSettings
 from vedette_device.trust import TrustClient
 from vedette_device.update_events import (
@@ -140,6 +142,9 @@ class DeviceService:
         self._updates: dict[str, Updates] = {}
         self._participations: dict[str, Participation] = {}
         self._attestation = self._attest() if settings.attestation.enabled else None
+        tasks = tuple(self._pipelines)
+        self._cohorts = Cohorts(self._node.id, tasks, self._store, self._carry_out, self._publish_state)
+        self._round_models = RoundModels()
         self._policy = Enforcement(settings, self._store, self._metrics) if settings.policy.enabled else None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -148,7 +153,7 @@ class DeviceService:
         Raises:
             SourceError: a source broke; what came before it was scored and sent.
         """
-        server = self._serve_metrics()
+        stop_serving = serve_configured(self._metrics, self._settings.metrics)
         await self._assemble()
         if self._policy is not None:
             await self._policy.start()
@@ -160,6 +165,8 @@ class DeviceService:
         await self._link.subscribe(self._topics.command(self._node.id))
         await self._link.subscribe(self._topics.trust(TIMESTAMP_FILE))
         await self._credentials.subscribe()
+        for task in self._pipelines:
+            await self._link.subscribe(self._topics.rollout(task))
         await self._link.start()
         background = [
             asyncio.create_task(job, name=name)
@@ -195,8 +202,7 @@ class DeviceService:
             if self._policy is not None:
                 await self._policy.stop()
             await self._link.stop()
-            if server is not None:
-                server.shutdown()
+            stop_serving()
             self._database.close()
         for pipeline in self._pipelines.values():
             if pipeline.fault is not None:
@@ -206,13 +212,6 @@ class DeviceService:
         await asyncio.gather(*(p.run(self._carry_out_quickly) for p in self._pipelines.values()))
 
     # -- putting it together ------------------------------------------------------------------------------------------
-
-    def _serve_metrics(self) -> Any:
-        if not self._settings.metrics.enabled:
-            return None
-        server, port = serve_metrics(self._metrics, self._settings.metrics.port, self._settings.metrics.host)
-        log.info("metrics on http://%s:%d/metrics", self._settings.metrics.host, port)
-        return server
 
     def _attest(self) -> AttestationSession:
         return AttestationSession(
@@ -308,7 +307,11 @@ class DeviceService:
             return
         event = self._intake.take(message.topic, message.payload)
         match event:
+            case RolloutReceived(state):
+                await self._cohorts.step(state.task, event)
             case RoundOpened(body):
+                if self._round_models.opened(body):
+                    self._follower.want()
                 await self._participations[body.task].handle(event)
             case RosterReceived(roster):
                 await self._participations[roster.task].handle(event)
@@ -359,7 +362,11 @@ class DeviceService:
                     self._policy.take(effect.payload)
 
     async def _special(self, effect: Effect) -> None:
-        if isinstance(effect, Train):
+        if isinstance(effect, Announce):
+            self._updates[effect.release.task].post(ReleaseAnnounced(effect.release))
+        elif isinstance(effect, LookAgain):
+            self._follower.want()
+        elif isinstance(effect, Train):
             self._jobs.start(self._participations[effect.task].train(effect), f"train-{effect.task}")
         elif isinstance(effect, _UPDATE_EFFECTS):
             task = effect.task if isinstance(effect, (FallBack, DropRevoked, ReportState)) else effect.model.task
@@ -374,11 +381,10 @@ class DeviceService:
             releases = await asyncio.to_thread(self._trust.refresh)
             for task, updates in self._updates.items():
                 updates.post(ReleasesRevoked(self._trust.revoked(task)))
-            for release in releases:
-                await self._participations[release.task].take_release(release)
-                if release.version:
-                    # Release 0 is where the first round starts: it has learnt nothing yet.
-                    self._updates[release.task].post(ReleaseAnnounced(release))
+            for active in releases:
+                task, listed = active.task, self._trust.listed(active.task)
+                await self._cohorts.step(task, ReleasesListed(active, listed))
+                await self._participations[task].take_release(self._round_models.choose(active, listed))
         except VedetteError as error:
             self._metrics.inc("updates", "", type(error).__name__)
             log.warning("%s", error)
@@ -391,7 +397,8 @@ class DeviceService:
 
     def _state(self, status: Literal["online", "stopped", "lost"]) -> bytes:
         self._state_seq += 1
-        actives = [u.active for u in self._updates.values()] if hasattr(self, "_updates") else []
+        is_assembled = hasattr(self, "_round_models")  # the will is made before everything else
+        actives = [u.active for u in self._updates.values()] if is_assembled else []
         return codec.pack_json(
             DeviceState(
                 device=self._node.id,
@@ -401,6 +408,7 @@ class DeviceService:
                 time=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
                 software=version("vedette"),
                 models=tuple(active.active_model() for active in actives if active is not None),
+                rollouts=self._cohorts.progress(self._updates) if is_assembled else (),
             )
         )
 
@@ -469,6 +477,7 @@ class DeviceService:
             for participation in self._participations.values():
                 if overdue or _is_due(participation.machine.next_deadline()):
                     await participation.handle(Tick())
+            await self._cohorts.tick(overdue)
             for updates in self._updates.values():
                 if overdue or _is_due(updates.machine.next_deadline()):
                     updates.post(Tick())

@@ -102,6 +102,7 @@ class TrustClient:
         self._lock = threading.Lock()
         self._revoked: dict[str, Revocation] = {}
         self._releases: dict[str, VerifiedRelease] = {}
+        self._listed: dict[str, Mapping[int, VerifiedRelease]] = {}
         self._faults: dict[str, VedetteError] = {}
         self._beacon_anchor: BeaconAnchor | None = None
         self._beacon_fault: VedetteError | None = None
@@ -182,6 +183,12 @@ class TrustClient:
             raise RefusedError(f"task {task}: found no active release, expected one after a refresh", rule="no-release")
         return self._releases[task]
 
+    def listed(self, task: str) -> Mapping[int, VerifiedRelease]:
+        """Every release of a task that the metadata of the last refresh list and do not revoke, by version: what may
+        run at all.
+        """
+        return self._listed.get(task, MappingProxyType({}))
+
     def download(self, target: VerifiedTarget, held: Held = nothing_held) -> bytes:
         """Fetch a target's bytes and check length and digest before anybody sees them; see `ArtifactDownload`.
 
@@ -202,13 +209,14 @@ class TrustClient:
         finally:  # a new root counts at once: it may replace a beacon whose seed leaked, and its siblings be withheld
             self._take_anchor(updater)
         releases: dict[str, VerifiedRelease] = {}
+        listed: dict[str, Mapping[int, VerifiedRelease]] = {}
         faults: dict[str, VedetteError] = {}
         for task in self._tasks:
             try:
                 with _attacks(f"release metadata of task {task}"):
                     role = _task_role(updater, task)
                     self._revoked[task] = _revocation(updater, task, role)
-                    found = _active_release(updater, task, role, self._revoked[task].sha256)
+                    found, listed[task] = _releases_of(updater, task, role, self._revoked[task].sha256)
             except VedetteError as fault:
                 faults[task] = fault
             else:
@@ -218,7 +226,7 @@ class TrustClient:
         # and older metadata would pass. So it is made durable before anybody acts on it.
         synchronise_tree(self._metadata)
         self._freshness = self._freshness.model_copy(update={"fresh_until_s": updater.fresh_until_s()})
-        self._releases, self._faults = releases, faults
+        self._releases, self._listed, self._faults = releases, listed, faults
         self._take_anchor(updater)
         return list(releases.values())
 
@@ -291,10 +299,11 @@ def _revocation(updater: ReleaseUpdater, task: str, role: Targets) -> Revocation
     return Revocation(task, (updater.root_version(), role.version), digests)
 
 
-def _active_release(
+def _releases_of(
     updater: ReleaseUpdater, task: str, role: Targets, revoked: frozenset[str]
-) -> VerifiedRelease | None:
-    active: dict[int, dict[Variant, VerifiedTarget]] = {}
+) -> tuple[VerifiedRelease | None, Mapping[int, VerifiedRelease]]:
+    """A task's active release, and every one that its role lists and does not revoke, by version."""
+    listed: dict[int, dict[Variant, VerifiedTarget]] = {}
     for path, info in role.targets.items():
         if updater.get_targetinfo(path) is not info:
             raise RefusedError(
@@ -302,19 +311,31 @@ def _active_release(
                 rule="arbitrary-installation",
             )
         target = _verified_target(task, path, info)
-        if target.custom.active:
-            active.setdefault(target.custom.version, {})[target.custom.variant] = target
-    if not active:
-        return None
-    if len(active) != 1:
+        listed.setdefault(target.custom.version, {})[target.custom.variant] = target
+    active = [version for version, targets in listed.items() if any(t.custom.active for t in targets.values())]
+    if len(active) > 1:
         raise PeerError(f"task {task}: found active releases {sorted(active)}, expected one", reason="active")
-    ((version, targets),) = active.items()
-    plan = targets.get(Variant.PLAN)
-    if plan is None or any(t.custom.plan != plan.sha256 for t in targets.values()):
+    version = active[0] if active else None
+    if version is not None and (
+        not _is_whole(listed[version]) or not all(t.custom.active for t in listed[version].values())
+    ):
         raise PeerError(f"release {task} {version}: found no plan target that all of it names", reason="plan")
-    if any(t.sha256 in revoked for t in targets.values()):
+    if version is not None and any(t.sha256 in revoked for t in listed[version].values()):
         raise RefusedError(f"release {task} {version}: found it active and revoked, expected one of it", rule="revoked")
-    return VerifiedRelease(task, version, (updater.root_version(), role.version), MappingProxyType(targets))
+    metadata = (updater.root_version(), role.version)
+    # A release that is not active and not whole, or revoked, cannot be chosen; it is nobody's loss.
+    releases = {
+        v: VerifiedRelease(task, v, metadata, MappingProxyType(t))
+        for v, t in listed.items()
+        if _is_whole(t) and not any(each.sha256 in revoked for each in t.values())
+    }
+    return (None if version is None else releases[version]), MappingProxyType(releases)
+
+
+def _is_whole(targets: Mapping[Variant, VerifiedTarget]) -> bool:
+    """Whether a release has a plan, and all of it names that one."""
+    plan = targets.get(Variant.PLAN)
+    return plan is not None and all(t.custom.plan == plan.sha256 for t in targets.values())
 
 
 def _verified_target(task: str, path: str, info: TargetFile) -> VerifiedTarget:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vedette_core.machine import Effect, Event
-from vedette_device.verified_release import Revocation, VerifiedRelease, VerifiedTarget
+from vedette_device.verified_release import MetadataVersion, Revocation, VerifiedRelease, VerifiedTarget
 from vedette_schemas.codec import Message
 from vedette_schemas.model import Digest, Task, Variant
 from vedette_schemas.telemetry import ActiveModel
@@ -24,7 +24,7 @@ class InstalledModel(Message):
         backend: back end that runs it.
         sha256: hex digest of its bytes.
         length: of its bytes.
-        metadata_version: of the signed metadata that announced it: (root, role).
+        metadata_version: of the signed metadata that announced it; see `MetadataVersion`.
     """
 
     task: Task
@@ -33,7 +33,7 @@ class InstalledModel(Message):
     backend: Literal["litert", "tflite", "numpy"]
     sha256: Digest
     length: Annotated[int, Field(ge=1)]
-    metadata_version: tuple[int, int]
+    metadata_version: MetadataVersion
 
     def active_model(self) -> ActiveModel:
         """The form in which a device reports it."""
@@ -74,7 +74,7 @@ class BootedWith(Event):
 
 @dataclass(frozen=True, slots=True)
 class ReleaseAnnounced(Event):
-    """Signed metadata name this as the task's active release."""
+    """Signed metadata name this as the task's active release, or list it and a signed rollout chose it."""
 
     release: VerifiedRelease
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from vedette_core.machine import Count, Effect, Event, Note, Persist, Tick
 from vedette_device.update_events import (
@@ -116,6 +116,15 @@ class UpdateMachine:
     def revoked(self) -> frozenset[str]:
         """Digests of files that are not run here."""
         return frozenset(self._saved.revoked)
+
+    def outcome(self, version: int) -> Literal["none", "pending", "trial", "confirmed", "failed"]:
+        """How far this device is with a release, as `RolloutProgress` says it."""
+        if self._active is not None and self._active.version == version:
+            return "trial" if self._phase is Phase.TRIAL else "confirmed"
+        if any(f.version == version for f in self._saved.failed):
+            return "failed"
+        under_way = self._candidate is not None and self._candidate[0].version == version
+        return "pending" if under_way else "none"
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event; return the effects in the order in which they must happen.
@@ -403,7 +412,7 @@ class UpdateMachine:
         self._candidate = None
         self._enter(Phase.IDLE)
         note = self._note("error", f"release {model.version} failed and is not tried again: {reason}")
-        return [*effects, note, *self._take_pending(now)]
+        return [*effects, note, self._report(), *self._take_pending(now)]
 
     def _fall_back(self, reason: str, outcome: str) -> list[Effect]:
         left = self._active

@@ -7,6 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from vedette_device.verified_release import MetadataVersion
 from vedette_schemas.codec import Message
 from vedette_schemas.model import Digest
 from vedette_schemas.trust import REVOKED_FILES_MAX, REVOKED_MAX
@@ -51,7 +52,7 @@ class UpdateState(Message):
     """What survives a restart.
 
     Attributes:
-        seen: newest metadata version that announced a release: (root, role).
+        seen: newest metadata version that announced a release; see `MetadataVersion`.
         tried: digest of the release that is being tried; empty for none.
         attempts: how often it was.
         failed: releases that are not tried again.
@@ -59,7 +60,7 @@ class UpdateState(Message):
         revoked_at: version of the metadata that changed the list last.
     """
 
-    seen: tuple[int, int] = (0, 0)
+    seen: MetadataVersion = (0, 0)
     tried: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     attempts: Annotated[int, Field(ge=0)] = 0
     failed: Annotated[tuple[FailedRelease, ...], Field(max_length=FAILED_MAX)] = ()

@@ -10,9 +10,10 @@ from vedette_schemas.errors import RefusedError
 from vedette_schemas.model import ReleaseTarget, Variant
 
 Backend = Literal["litert", "tflite", "numpy"]
-MetadataVersion = tuple[int, int]
-"""(root version, version of the task's role). Ordered: after stolen keys were replaced by a new root, the role's own
-number may be lower than the one a thief ran up, and the pair is still higher."""
+MetadataVersion = tuple[int, int] | tuple[int, int, int]
+"""(root version, version of the task's role[, sequence number of the rollout state that chose the release]). Ordered:
+after stolen keys were replaced by a new root, the role's own number may be lower than the one a thief ran up, and the
+pair is still higher; and a pair without a rollout is below the same pair with one."""
 
 PREFERENCE: Final[tuple[tuple[Variant, tuple[Backend, ...]], ...]] = (
     (Variant.INT8, ("litert", "tflite")),
@@ -43,12 +44,12 @@ class VerifiedTarget:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRelease:
-    """A task's active release.
+    """A release of a task that signed metadata list.
 
     Attributes:
         task: the task.
         version: release version.
-        metadata_version: of the metadata that say so.
+        metadata_version: of the metadata that say so, with the rollout state that chose it, if one did.
         targets: every file of it, the plan and the weights among them.
     """
 

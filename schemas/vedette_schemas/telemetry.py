@@ -43,6 +43,23 @@ class ActiveModel(Message):
     backend: Literal["litert", "tflite", "numpy"]
 
 
+class RolloutProgress(Message):
+    """How far a device is with a rollout's candidate, as it says.
+
+    Attributes:
+        task: the task.
+        seq: newest rollout state that it took.
+        candidate: release that the rollout is about.
+        outcome: ``none`` (not asked to run it), ``pending`` (fetching and testing it), ``trial``, ``confirmed``,
+            or ``failed`` (it is not tried again here).
+    """
+
+    task: Task
+    seq: Count
+    candidate: Count
+    outcome: Literal["none", "pending", "trial", "confirmed", "failed"]
+
+
 class DeviceState(Message):
     """Retained state of a device (JSON); its will is the same with ``status`` = ``lost``.
 
@@ -53,6 +70,7 @@ class DeviceState(Message):
         time: RFC 3339, UTC.
         software: version of Vedette.
         models: active model a task.
+        rollouts: how far it is with the rollout of a task, where one is known.
     """
 
     v: Literal[1] = 1
@@ -63,6 +81,7 @@ class DeviceState(Message):
     time: Annotated[str, Field(max_length=32)]
     software: Annotated[str, Field(max_length=40)]
     models: Annotated[tuple[ActiveModel, ...], Field(max_length=8)] = ()
+    rollouts: Annotated[tuple[RolloutProgress, ...], Field(max_length=8)] = ()
 
 
 class ColumnDrift(Message):

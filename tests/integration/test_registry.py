@@ -336,3 +336,37 @@ def test_the_weights_that_a_restarted_aggregator_needs_are_here(site: Site) -> N
     assert custom.active
     with pytest.raises(RefusedError, match="found no float16"):
         site.registry.target("network", 0, Variant.FLOAT16)
+
+
+def test_a_candidate_is_listed_and_not_active(site: Site) -> None:
+    site.publish("network", 0)
+    site.publish("network", 1)
+    files = release_files("network", 2)
+    publication = site.registry.publish("network", 2, files, describe("network", 2, files), START, is_active=False)
+    site.deliver(publication)
+    assert site.registry.active("network") == 1
+    device = site.device()
+    (active,) = (release for release in device.refresh() if release.task == "network")
+    assert active.version == 1
+    assert sorted(device.listed("network")) == [0, 1, 2]
+    candidate = device.listed("network")[2]
+    assert device.download(candidate.targets[Variant.INT8]) == files[Variant.INT8], "a device can fetch it all the same"
+    assert site.retained == {t: p for t, p in retained_messages(site.topics, site.registry.retained()) if p}
+    site.deliver(site.registry.activate("network", 2, START))
+    assert [release.version for release in site.device().refresh() if release.task == "network"] == [2]
+
+
+def test_the_first_release_is_active_whatever_is_asked(site: Site) -> None:
+    files = release_files("network", 0)
+    site.registry.publish("network", 0, files, describe("network", 0, files), START, is_active=False)
+    assert site.registry.active("network") == 0
+
+
+def test_what_devices_are_told_of_stays_listed(site: Site) -> None:
+    site.publish("network", 0)
+    for version in range(1, 7):
+        files = release_files("network", version)
+        described = describe("network", version, files)
+        site.registry.publish("network", version, files, described, START, is_active=False, keep={1, 2})
+    assert site.registry.active("network") == 0
+    assert site.registry.versions("network") == (0, 1, 2, 6)

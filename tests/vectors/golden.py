@@ -27,6 +27,7 @@ from vedette_schemas import (
     envelope,
     features,
     model,
+    rollout,
     secagg,
     telemetry,
     trust,
@@ -78,7 +79,26 @@ def state() -> telemetry.DeviceState:
         time="2026-03-01T12:00:00Z",
         software="0.1.0",
         models=(telemetry.ActiveModel(task="network", version=6, variant="int8", digest=MODEL, backend="litert"),),
+        rollouts=(telemetry.RolloutProgress(task="network", seq=9, candidate=7, outcome="none"),),
     )
+
+
+def rolling(**changes: Any) -> rollout.RolloutState:
+    fields: dict[str, Any] = {
+        "task": "network",
+        "rollout": 3,
+        "seq": 9,
+        "candidate": 7,
+        "baseline": 6,
+        "share_ppm": 10_000,
+        "control_ppm": 10_000,
+        "salt": bytes(range(16)),
+        "state": rollout.RolloutPhase.RUNNING,
+        "issued_s": 1_772_366_400.0,
+        "expires_s": 1_772_452_800.0,
+        "pins": (rollout.RolloutPin(device=DEVICE, version=6),),
+    }
+    return rollout.RolloutState(**{**fields, **changes})
 
 
 def report() -> telemetry.Telemetry:
@@ -272,6 +292,7 @@ def good() -> list[Good]:
             command.COMMAND_TYPE,
             AGGREGATOR,
         ),
+        Good("rollout", rolling(), "sealed", SITE.rollout("network"), rollout.ROLLOUT_TYPE, AGGREGATOR),
         Good("trust index", index(), "json", SITE.trust(trust.INDEX_FILE)),
         Good("beacon anchor", CHAIN.anchor, "json"),
         Good("plan", plan(), "msgpack"),

@@ -23,13 +23,26 @@ from golden import (
     release,
     release_with_diff,
     report,
+    rolling,
     roster,
     upload,
 )
 from golden_round import close, opening, shares, vote
 from golden_site import AGGREGATOR, TOKEN
 
-from vedette_schemas import alert, attestation, codec, command, enrolment, envelope, model, secagg, telemetry, trust
+from vedette_schemas import (
+    alert,
+    attestation,
+    codec,
+    command,
+    enrolment,
+    envelope,
+    model,
+    rollout,
+    secagg,
+    telemetry,
+    trust,
+)
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.topics import WIRE_VERSION
@@ -335,4 +348,15 @@ def bad() -> list[Bad]:
             _with(certificates(), tls=bytes(2049)), "schema", "tls"),
         Bad("an answer that is neither yes nor no", enrolment.CertificateReply, "msgpack",
             _with(certificates(), outcome="perhaps"), "schema", "outcome"),
+        # Rollouts.
+        Bad("candidate that is no newer", rollout.RolloutState, "msgpack", _with(rolling(), candidate=6), "schema",
+            "not newer than baseline"),
+        Bad("cohorts that overlap", rollout.RolloutState, "msgpack",
+            _with(rolling(), share_ppm=600_000, control_ppm=400_001), "schema", "overlap"),
+        Bad("pins twice", rollout.RolloutState, "msgpack",
+            _with(rolling(), pins=_plain(rolling())["pins"] * 2), "schema", "pins are not sorted"),
+        Bad("salt of 15 bytes", rollout.RolloutState, "msgpack", _with(rolling(), salt=bytes(15)), "schema", "salt"),
+        Bad("rollout that a device wrote", rollout.RolloutState, "sealed",
+            Good("", rolling(), "sealed", "", rollout.ROLLOUT_TYPE, DEVICE).data(), "sender", "expected 'aggregator'",
+            rollout.ROLLOUT_TYPE, AGGREGATOR),
     ]  # fmt: skip

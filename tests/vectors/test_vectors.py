@@ -13,7 +13,19 @@ import pytest
 import regenerate
 
 from vedette_core.secagg.aggregator import Unmasking, UploadEvidence
-from vedette_schemas import alert, attestation, codec, command, enrolment, envelope, model, secagg, telemetry, trust
+from vedette_schemas import (
+    alert,
+    attestation,
+    codec,
+    command,
+    enrolment,
+    envelope,
+    model,
+    rollout,
+    secagg,
+    telemetry,
+    trust,
+)
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.errors import PeerError
@@ -21,7 +33,7 @@ from vedette_schemas.topics import RENEW, Role, Topics
 
 CLASSES: dict[str, type[Message]] = {
     c.__name__: c
-    for module in (alert, attestation, command, enrolment, model, rounds, secagg, telemetry, trust)
+    for module in (alert, attestation, command, enrolment, model, rollout, rounds, secagg, telemetry, trust)
     for c in vars(module).values()
     if isinstance(c, type) and issubclass(c, Message) and c is not Message
 }
@@ -74,7 +86,8 @@ def test_a_bad_message_is_refused_with_its_reason(vector: dict[str, Any]) -> Non
 def test_every_message_that_travels_alone_has_a_vector() -> None:
     inside = {"FeatureReason", "AlertModel", "ActiveModel", "DetectorReport", "ColumnDrift", "DriftReport",
               "ReceiptItem", "TrainingPlan", "UpdatePlan", "GroupPlan", "PrivacyPlan", "Member", "UploadHeader",
-              "Survivor", "DeviceShares", "ReleaseDiff", "Measurement", "BootLayer", "Pcr", "Reference"}  # fmt: skip
+              "Survivor", "DeviceShares", "ReleaseDiff", "Measurement", "BootLayer", "Pcr", "Reference",
+              "RolloutPin", "RolloutProgress"}  # fmt: skip
     assert {v["message"] for v in committed("messages.json")} == CLASSES.keys() - inside
 
 

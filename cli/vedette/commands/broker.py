@@ -44,8 +44,7 @@ def run(
     table = None
     if settings.metrics.enabled:
         table = metrics.Metrics(metrics.BROKER_METRICS)
-        _, port = metrics.serve(table, settings.metrics.port, settings.metrics.host)
-        typer.echo(f"metrics on {settings.metrics.host} port {port}", err=True)
+        metrics.serve_configured(table, settings.metrics)
     asyncio.run(serve(embedded, metrics=table))
 
 

@@ -22,6 +22,7 @@ class Scenario(StrEnum):
     TAMPERED = "tampered-device"
     REVOKED = "revoked-device"
     STOLEN_KEY = "stolen-release-key"
+    BAD_RELEASE = "bad-release"
 
 
 def demo(
@@ -41,7 +42,7 @@ def demo(
             "--scenario",
             help="attacks; or dropout: a fifth of the devices vanish in every round; or poisoned-device: some lie; or "
             "tampered-device: one runs altered software; or revoked-device: nobody listens to one any more; or "
-            "stolen-release-key: a thief signs a release.",
+            "stolen-release-key: a thief signs a release; or bad-release: a release floods alerts.",
         ),
     ] = Scenario.ATTACKS,
     insecure_plain_updates: Annotated[
@@ -78,6 +79,7 @@ def _play(
     import asyncio
     import json
 
+    from vedette.demo.bad_release import broken_bad_release, run_bad_release
     from vedette.demo.dropout import broken_dropout, run_dropout
     from vedette.demo.poisoned_device import run_poisoned
     from vedette.demo.poisoned_figures import broken_poisoned
@@ -94,6 +96,7 @@ def _play(
         Scenario.TAMPERED: (run_tampered, broken_tampered),
         Scenario.REVOKED: (run_revoked, broken_revoked),
         Scenario.STOLEN_KEY: (run_stolen_key, broken_stolen_key),
+        Scenario.BAD_RELEASE: (run_bad_release, broken_bad_release),
     }[scenario]
     figures = asyncio.run(run(options))
     if as_json:

@@ -121,6 +121,22 @@ class Fleet:
         """Whether every member that ends by itself has ended."""
         return all(member.process.poll() is not None for member in self._members if member.ends)
 
+    def end(self, name: str, number: signal.Signals) -> None:
+        """End one member, and forget it, so that it can be started again.
+
+        Args:
+            name: its name.
+            number: ``SIGTERM`` politely, ``SIGKILL`` as a power cut would.
+        """
+        for member in [m for m in self._members if m.name == name]:
+            member.process.send_signal(number)
+            try:
+                member.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                member.process.kill()
+                member.process.wait()
+            self._members.remove(member)
+
     def signal(self, name: str, number: signal.Signals) -> None:
         """Send a signal to a member: hold it up, or let it go on."""
         for member in self._members:

@@ -7,14 +7,18 @@ Source: prometheus.io/docs/practices/naming (base units, ``_total``, ``_info``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from vedette_core.runtime.sections import MetricsSection
 from vedette_schemas.errors import ConfigError
+
+log = logging.getLogger("vedette.metrics")
 
 Kind = Literal["counter", "gauge", "histogram"]
 LABEL_VALUES_MAX: Final = 64
@@ -64,6 +68,7 @@ DEVICE_METRICS: Final = _table(
     Metric("counter", "artifacts", "Release files fetched, by a diff or whole", ("task", "outcome")),
     Metric("counter", "artifact_bytes", "Bytes fetched for release files", ("task", "outcome")),
     Metric("gauge", "release_version", "Release that is active", ("task",)),
+    Metric("counter", "rollout_states", "Rollout states by what became of them", ("task", "outcome")),
     Metric("gauge", "spool_messages", "Messages that wait for their receipt"),
     Metric("gauge", "spool_bytes", "Bytes that wait for their receipt"),
     Metric("counter", "spool_dropped", "Messages that the full spool gave up", ("kind",)),
@@ -105,6 +110,10 @@ AGGREGATOR_METRICS: Final = _table(
     Metric("counter", "releases", "Releases published", ("task",)),
     Metric("counter", "candidates", "Candidates that were validated, by the verdict", ("task", "outcome")),
     Metric("counter", "candidate_rejections", "Validators that rejected a candidate", ("task", "kind")),
+    Metric("counter", "rollouts", "Rollouts by what became of them", ("task", "outcome")),
+    Metric("gauge", "rollout_phase", "1 for the phase that the rollout is in", ("task", "state")),
+    Metric("gauge", "rollout_stage_ratio", "Part of the fleet that the rollout's stage is about", ("task",)),
+    Metric("gauge", "rollout_exposed_devices", "Devices that run a candidate on trial", ("task",)),
     Metric("gauge", "release_devices", "Devices that run a release version", ("task", "model_version")),
     Metric("gauge", "foreign_release_devices", "Devices that run what this site never signed", ("task",)),
     Metric("counter", "fleet_windows_scored", "Windows scored by the fleet", ("task",)),
@@ -235,6 +244,19 @@ def serve(metrics: Metrics, port: int, host: str = "127.0.0.1") -> tuple[WSGISer
             "set [metrics] port to another one, or to 0 for any"
         ) from fault
     return server, int(server.server_address[1])
+
+
+def serve_configured(metrics: Metrics, section: MetricsSection) -> Callable[[], None]:
+    """Serve ``/metrics`` where the settings ask for it; returns what ends that.
+
+    Raises:
+        ConfigError: as `serve`.
+    """
+    if not section.enabled:
+        return lambda: None
+    server, port = serve(metrics, section.port, section.host)
+    log.info("metrics on http://%s:%d/metrics", section.host, port)
+    return server.shutdown
 
 
 def resident_bytes() -> int:

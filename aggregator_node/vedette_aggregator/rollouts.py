@@ -1,0 +1,258 @@
+"""The rollouts of an aggregator at work: feeds their machines, carries out what they ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from vedette_aggregator.publication import Publication
+from vedette_aggregator.registry import Registry
+from vedette_aggregator.releases import Releases
+from vedette_aggregator.rollout_events import (
+    ActivateRelease,
+    ActiveSeen,
+    CandidateListed,
+    DeviceAlerted,
+    DeviceReported,
+    FollowRounds,
+    ReleaseUnlisted,
+    Requested,
+)
+from vedette_aggregator.rollout_machine import RolloutMachine
+from vedette_aggregator.rollout_messages import RolloutMessages
+from vedette_aggregator.rollout_reports import ReportPairs
+from vedette_aggregator.rollout_requests import RequestBody, request_key, request_prefix
+from vedette_aggregator.rollout_settings import RolloutSettings
+from vedette_aggregator.rollout_state import Phase
+from vedette_aggregator.settings import TaskSection
+from vedette_core.machine import Connected, Effect, Event, Tick
+from vedette_core.runtime.jobs import Jobs
+from vedette_core.runtime.metrics import Metrics
+from vedette_core.runtime.shell import Shell
+from vedette_core.runtime.storage import StateStore
+from vedette_schemas import codec
+from vedette_schemas.alert import Alert, AlertState
+from vedette_schemas.errors import PeerError, RefusedError, VedetteError
+from vedette_schemas.model import Variant
+from vedette_schemas.telemetry import DeviceState, Telemetry
+
+log = logging.getLogger("vedette.rollouts")
+
+REQUESTS_S: Final = 1.0
+"""How soon a request that a person wrote beside this process is seen."""
+RETRY_S: Final = 5.0
+ENDS: Final = (Phase.PROMOTED.value, Phase.ABORTED.value, Phase.ROLLED_BACK.value)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutParts:
+    """What rollouts work with.
+
+    Attributes:
+        registry: the site's release repository.
+        store: where machines persist, and where requests are written.
+        shell: carries effects out.
+        metrics: the aggregator's.
+        jobs: what runs beside it.
+        messages: seals what devices are told.
+        put_out: publishes what changed in the repository.
+        follow: makes a task's rounds start from where they should.
+    """
+
+    registry: Registry
+    store: StateStore
+    shell: Shell
+    metrics: Metrics
+    jobs: Jobs
+    messages: RolloutMessages
+    put_out: Callable[[Publication], None]
+    follow: Callable[[str], Awaitable[None]]
+
+
+class Rollouts:
+    """The rollouts of every task that has them.
+
+    Args:
+        settings: by task, those that are enabled.
+        parts: see `RolloutParts`.
+
+    Raises:
+        ConfigError: a damaged record.
+    """
+
+    def __init__(self, settings: Mapping[str, RolloutSettings], parts: RolloutParts) -> None:
+        self._settings, self._parts = settings, parts
+        self._machines: dict[str, RolloutMachine] = {}
+        self._resume: dict[str, list[Effect]] = {}
+        for task, wanted in settings.items():
+            self._machines[task], self._resume[task] = RolloutMachine.restore(
+                parts.store.all(f"rollout/{task}/"), task, wanted, parts.messages, os.urandom
+            )
+        self._pairs = {task: ReportPairs(task) for task in settings}
+        self._turns = {task: asyncio.Lock() for task in settings}
+        self._requests_at = 0.0
+        for task in settings:
+            for outcome in ("created", "paused", "superseded", *ENDS):
+                parts.metrics.inc("rollouts", task, outcome, by=0)
+            self._show(task)
+
+    @classmethod
+    def of(cls, tasks: Iterable[TaskSection], parts: RolloutParts, releases: Mapping[str, Releases]) -> Rollouts:
+        """The rollouts of an aggregator's tasks; their releases ask it from then on what is staged.
+
+        Raises:
+            ConfigError: a damaged record, or settings that do not fit each other.
+        """
+        wanted = {task.task: RolloutSettings(**task.rollout.model_dump()) for task in tasks}
+        rollouts = cls({task: settings for task, settings in wanted.items() if settings.enabled}, parts)
+        for of_task in releases.values():
+            of_task.staging = rollouts
+        return rollouts
+
+    def is_staged(self, task: str, version: int) -> bool:
+        """Whether a new release goes to the fleet in stages; else it is active at once."""
+        return task in self._machines and version >= self._settings[task].from_version
+
+    def kept(self, task: str) -> frozenset[int]:
+        """Releases that the repository must keep: those that devices are told of."""
+        if task not in self._machines:
+            return frozenset()
+        return self._machines[task].record.kept()
+
+    def rounds_from(self, task: str) -> int | None:
+        """Version that a task's next round starts from; None where its releases are not staged."""
+        if task not in self._machines:
+            return None
+        return self._machines[task].record.rounds_from(self._parts.registry.versions(task))
+
+    async def start(self) -> None:
+        """Finish what a crash interrupted, and look at what the repository lists."""
+        for task, effects in self._resume.items():
+            await self._carry_out(task, effects)
+            await self.look(task)
+
+    async def look(self, task: str) -> None:
+        """Tell a task's machine what the repository lists now."""
+        if task not in self._machines:
+            return
+        registry = self._parts.registry
+        active = registry.active(task)
+        for version in registry.versions(task):
+            target = registry.listed(task, version)[Variant.WEIGHTS]
+            if version == active:
+                await self._handle(task, ActiveSeen(version, target.sha256))
+        record = self._machines[task].record
+        if record.is_live and record.candidate not in registry.versions(task):
+            await self._handle(task, ReleaseUnlisted(record.candidate))
+        for version in registry.versions(task):
+            target = registry.listed(task, version)[Variant.WEIGHTS]
+            if active is not None and version > active:
+                await self._handle(task, CandidateListed(version, target.sha256, target.custom.parent))
+
+    async def connected(self) -> None:
+        """The broker may have forgotten what it retained."""
+        for task in self._machines:
+            await self._handle(task, Connected())
+
+    async def take_state(self, state: DeviceState) -> None:
+        """A device's newest state."""
+        for task in self._machines:
+            version = next((m.version for m in state.models if m.task == task), None)
+            progress = next((p for p in state.rollouts if p.task == task), None)
+            event = DeviceReported(
+                state.device,
+                state.status == "online",
+                version,
+                progress.candidate if progress else 0,
+                progress.outcome if progress else "none",
+            )
+            await self._handle(task, event)
+
+    async def take_report(self, report: Telemetry) -> None:
+        """A node report."""
+        for task, pairs in self._pairs.items():
+            measured = pairs.take(report)
+            if measured is not None:
+                await self._handle(task, measured)
+
+    async def take_alert(self, alert: Alert) -> None:
+        """An alert that was not here before."""
+        if alert.state is AlertState.OPEN and alert.model.task in self._machines:
+            await self._handle(alert.model.task, DeviceAlerted(alert.device, alert.model.version))
+
+    async def tick(self) -> None:
+        """Time has passed."""
+        now = time.time()
+        if time.monotonic() >= self._requests_at:
+            self._requests_at = time.monotonic() + REQUESTS_S
+            for task in self._machines:
+                await self._take_requests(task)
+        for task, machine in self._machines.items():
+            deadline = machine.next_deadline()
+            if deadline is not None and deadline <= now:
+                await self._handle(task, Tick())
+
+    async def _take_requests(self, task: str) -> None:
+        prefix = request_prefix(task)
+        for key, stored in sorted(self._parts.store.all(prefix).items()):
+            request = key.removeprefix(prefix)
+            try:
+                body = codec.unpack_json(RequestBody, stored)
+            except PeerError as fault:
+                log.error("request %s of %s: %s", request, task, fault)
+                self._parts.store.put(request_key(task, request), None)
+                continue
+            await self._handle(
+                task, Requested(request, body.verb, body.by, body.at_s, device=body.device, version=body.version)
+            )
+
+    async def _handle(self, task: str, event: Event) -> None:
+        # A write that waits for room on the disk must not be overtaken by the next event's.
+        async with self._turns[task]:
+            effects = self._machines[task].handle(event, time.time())
+            if not effects:
+                return
+            await self._carry_out(task, [e for e in effects if not isinstance(e, FollowRounds)])
+        self._show(task)
+        if any(isinstance(e, FollowRounds) for e in effects):
+            await self._parts.follow(task)
+
+    async def _carry_out(self, task: str, effects: list[Effect]) -> None:
+        await self._parts.shell.carry_out(effects, self._special)
+
+    async def _special(self, effect: Effect) -> None:
+        assert isinstance(effect, ActivateRelease), f"nobody carries out {effect!r}"
+        self._parts.jobs.start(self._activate(effect), f"activate-{effect.task}")
+
+    async def _activate(self, effect: ActivateRelease) -> None:
+        parts = self._parts
+        while True:
+            try:
+                publication = await asyncio.to_thread(parts.registry.activate, effect.task, effect.version, time.time())
+                target = parts.registry.listed(effect.task, effect.version)[Variant.WEIGHTS]
+            except RefusedError as error:
+                log.error("activation of release %d of %s: %s", effect.version, effect.task, error)
+                await self._handle(effect.task, ReleaseUnlisted(effect.version))
+                return
+            except VedetteError as error:
+                # A missing key or a full disk can be mended while the rollout waits.
+                log.error("activation of release %d of %s: %s; trying again", effect.version, effect.task, error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                break
+        parts.put_out(publication)
+        await self._handle(effect.task, ActiveSeen(effect.version, target.sha256))
+
+    def _show(self, task: str) -> None:
+        record, metrics = self._machines[task].record, self._parts.metrics
+        stages = self._settings[task].stages
+        percent = stages[record.stage] if record.is_live and 0 <= record.stage < len(stages) else 0.0
+        metrics.set("rollout_stage_ratio", task, value=percent / 100.0)
+        metrics.set("rollout_exposed_devices", task, value=record.exposed if record.is_live else 0)
+        for phase in Phase:
+            metrics.set("rollout_phase", task, phase.value, value=float(record.phase is phase))
