@@ -36,6 +36,9 @@ log = logging.getLogger("vedette.broker")
 
 KEPT_ROLES: Final = frozenset(Role) - {Role.DEVICE, Role.BOOTSTRAP}
 """Whose sessions may outlive a connection: of each there is one. Devices have retained topics and their outbox."""
+HOLDING_BACK: Final = frozenset({Role.AGGREGATOR, Role.AUTHORITY})
+"""Whose full queue makes publishers wait: they work off what all devices send. Of nobody else: a device that reads and
+never acknowledges would hold up the aggregator, ten seconds with every message."""
 _COMPLAINTS: Final = "vedette.complaints"
 
 
@@ -292,7 +295,8 @@ class Hub(Broker):  # type: ignore[misc]
                 continue
             copy = Outbound(topic, message.payload, min(qos, message.qos), retain=False)
             # A client that is its own subscriber cannot acknowledge while it waits for itself.
-            written = await self._deliver(state, copy, wait=client != session.client_id) or written
+            wait = client != session.client_id and state.session.attributes[IDENTITY].role in HOLDING_BACK
+            written = await self._deliver(state, copy, wait=wait) or written
         return written
 
     async def _deliver(self, state: ClientSession, message: Outbound, *, wait: bool) -> Written | None:

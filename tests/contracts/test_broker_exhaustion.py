@@ -14,7 +14,8 @@ from broker_parties import WAIT_S, Authority, Embedded, path
 from raw_mqtt import ClosedError, RawClient
 
 from vedette_broker import connection as broker_connection
-from vedette_broker.limits import ADDRESS_HANDSHAKES_MAX, CLIENT_RETAINED_MAX, FILTERS_MAX
+from vedette_broker import session as broker_session
+from vedette_broker.limits import ADDRESS_HANDSHAKES_MAX, CLIENT_RETAINED_MAX, FILTERS_MAX, INFLIGHT_MAX
 
 UP, DOWN, SECRET = path("device/dev-a/up/alert"), path("device/dev-a/down/command"), path("device/dev-b/down/command")
 MODEL = path("public/round/network")
@@ -101,6 +102,21 @@ def test_a_client_has_a_bounded_number_of_filters(broker: Embedded, site: Author
     while len(broker.broker.hub._routes):
         assert time.monotonic() < limit, "an ended client's filters stay"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("who", ["dev-a", "analytics"])
+def test_who_reads_and_never_acknowledges_holds_no_publisher_up(
+    broker: Embedded, site: Authority, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    monkeypatch.setattr(broker_session, "QUEUE_MESSAGES_MAX", 3)
+    monkeypatch.setattr(broker_session, "STALL_S", 3600.0)
+    with client(broker, site, who) as mute, client(broker, site, "aggregator") as aggregator:
+        mute.subscribe(path("public/#"))
+        for number in range(INFLIGHT_MAX + 10):
+            aggregator.publish(MODEL, b"%d" % number, packet_id=number + 1)
+        assert aggregator.alive()
+    assert broker.broker is not None
+    assert broker.broker.counts["message_dropped"] > 0
 
 
 def test_a_thousand_reconnects_leave_nothing_behind(broker: Embedded, site: Authority) -> None:
