@@ -134,9 +134,9 @@ class Hub(Broker):  # type: ignore[misc]
 
     def _restore(self, store: Store) -> None:
         for topic, kept in store.load_retained():
+            if topic == self._access.revoked and not self._credentials.take(kept.payload):
+                continue  # the bundle's is newer
             self._retained.put(topic, kept, limited=False)
-            if topic == self._access.revoked:
-                self._credentials.take(kept.payload)
         for client, found in store.load_sessions().items():
             session = Session()
             session.client_id, session.clean_session = client, False
@@ -287,6 +287,12 @@ class Hub(Broker):  # type: ignore[misc]
             self.counts["publish_denied"] += 1
             self._complain(session, "may not publish to %r", topic)
             return None
+        if topic == self._access.revoked and not self._credentials.take(message.payload):
+            # Retained in the newer one's place, it would be all that a broker far from the authority finds after its
+            # next start, and all that a new node is told.
+            self.counts["publish_denied"] += 1
+            self._complain(session, "published something else than the list in force on %r", topic)
+            return None
         self.counts["publish_accepted"] += 1
         written = self._retain(session, message) if message.retain else None
         for client, qos in self._routes.subscribers(topic).items():
@@ -329,8 +335,6 @@ class Hub(Broker):  # type: ignore[misc]
                 kept = None
                 self.counts["retained_dropped"] += 1
                 self._complain(session, "no room to retain %r", message.topic)
-            if message.topic == self._access.revoked:
-                self._credentials.take(message.payload)
         else:
             self._retained.remove(message.topic)
         return None if self._journal is None else self._journal.retain(message.topic, kept)
