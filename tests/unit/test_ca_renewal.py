@@ -192,6 +192,35 @@ def test_a_revoked_node_comes_back_with_new_keys_only(authority: Path, tmp_path:
     assert not old.serials & new.serials
 
 
+def test_no_open_token_brings_a_revoked_node_back(authority: Path, tmp_path: Path) -> None:
+    old = enrolled(authority, tmp_path / "a", holder="gw-01")
+    made, other = invited(authority, holder="gw-01"), invited(authority)
+    listed = ca_revocation.revoke(authority, "gw-01", RevocationReason.KEY_COMPROMISE, now=NOW)
+    bootstrap = read_ticket(made.ticket.read_bytes(), made.token)[1]
+    assert set(listed.entries) == old.serials | {bootstrap.serial_number}
+    assert rule_of(lambda: ca_enrolment.enrol(authority, request_of(made.token), now=NOW)) == "token-unknown"
+    assert ca_enrolment.enrol(authority, request_of(other.token), now=NOW).outcome == "issued"
+    asked = invited(authority, holder="gw-02")
+    ca_revocation.revoke(authority, "gw-02", RevocationReason.UNSPECIFIED, now=NOW)
+    assert rule_of(lambda: ca_enrolment.enrol(authority, request_of(asked.token), now=NOW)) == "token-unknown"
+    assert invited(authority, holder="gw-01").token.id in read_index(authority).tokens, "a later one is meant"
+
+
+def test_an_index_that_was_restored_forgets_no_revocation_and_repeats_no_number(
+    authority: Path, tmp_path: Path
+) -> None:
+    nodes = [enrolled(authority, tmp_path / name, holder=name) for name in ("gw-01", "gw-02")]
+    backup = (authority / "index.json").read_bytes()
+    before = ca_revocation.revoke(authority, "gw-01", RevocationReason.KEY_COMPROMISE, now=NOW)
+    (authority / "index.json").write_bytes(backup)
+    after = ca_revocation.revoke(authority, "gw-02", RevocationReason.CESSATION, now=NOW + 1)
+    assert after.number == before.number + 1
+    assert set(after.entries) == nodes[0].serials | nodes[1].serials
+    index = read_index(authority)
+    assert {ca_revocation.status_of(index.issued[who], index, NOW + 1) for who in ("gw-01", "gw-02")} == {"revoked"}
+    assert rule_of(lambda: ca_enrolment.renew(authority, renewal_by(nodes[0]), now=NOW + 2)) == "revoked"
+
+
 def test_a_token_can_be_taken_back(authority: Path) -> None:
     made = invited(authority)
     listed = ca_revocation.revoke(authority, made.token.id, RevocationReason.UNSPECIFIED, now=NOW)
