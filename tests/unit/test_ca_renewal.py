@@ -11,6 +11,7 @@ import pytest
 from ca_parts import DAY_S, HALF_S, NOW, an_authority, enrolled, invited, request_of, rule_of
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from vedette_broker import ca, ca_enrolment, ca_revocation
 from vedette_broker.ca_store import read_index
@@ -65,14 +66,24 @@ def test_two_who_hold_the_same_keys_are_found_out(authority: Path, tmp_path: Pat
     assert rule_of(lambda: ca_enrolment.renew(authority, stolen, now=NOW + 2)) == "superseded"
 
 
+def new_tls(number: str) -> bytes:
+    return make_request(generate_private_key(SECP256R1()), number)
+
+
+def signing_key(node: NodeIdentity) -> Ed25519PrivateKey:
+    key = load_pem_private_key(node.bundle.signing_key.read_bytes(), password=None)
+    assert isinstance(key, Ed25519PrivateKey)
+    return key
+
+
 def renewal_by(node: NodeIdentity, signer: Any = None, **changes: Any) -> bytes:
     number = secrets.token_hex(16)
     fields: dict[str, Any] = {
         "id": number,
         "device": node.id,
         "certificate": node.certificate,
-        "tls": make_request(generate_private_key(SECP256R1()), number),
-        "signing": make_request(Ed25519PrivateKey.generate(), number),
+        "tls": new_tls(number),
+        "signing": make_request(signing_key(node), number),
     }
     return seal(RenewRequest(**{**fields, **changes}), RENEW_TYPE, node.id, signer or node.signer)
 
@@ -92,6 +103,9 @@ def test_who_may_not_renew(authority: Path, tmp_path: Path) -> None:
     assert renew(renewal_by(node, certificate=other.certificate)) == "sender"
     assert renew(renewal_by(node), NOW + 8 * DAY_S) == "expired"
     assert renew(renewal_by(node, certificate=b"nonsense")) == "certificate"
+    number = secrets.token_hex(16)
+    fresh = make_request(Ed25519PrivateKey.generate(), number)
+    assert renew(renewal_by(node, id=number, tls=new_tls(number), signing=fresh)) == "key", "the signing key stays"
     ca_revocation.revoke(authority, node.id, RevocationReason.KEY_COMPROMISE, now=NOW + 1)
     assert renew(renewal_by(node)) == "revoked"
     assert ca_enrolment.renew(authority, renewal_by(other), now=NOW + 1).outcome == "issued"
