@@ -54,9 +54,9 @@ class Journal:
         return self._position
 
     def retain(self, topic: str, kept: Kept | None) -> Written | None:
-        """Record what is retained on a topic now; the future is done when that is durable, None if nothing has to be."""
+        """Record what is retained on a topic now; the future is done when that is durable. None: nothing has to be."""
         if kept is None and topic not in self._stored:
-            # Nor is it written down: while the disk is full, a client that clears ever new topics would fill the memory.
+            # While the disk is full, a client that clears ever new topics would fill the memory.
             self._batch.retained.pop(topic, None)
             return None
         self._batch.retained[topic] = kept

@@ -119,6 +119,38 @@ def test_who_reads_and_never_acknowledges_holds_no_publisher_up(
     assert broker.broker.counts["message_dropped"] > 0
 
 
+def bursts() -> dict[str, bytes]:
+    """A thousand small things each, as they come at once."""
+    return {
+        "publishes that are denied": raw.publish("x", b"") * 1000,
+        "questions": raw.PINGREQ * 1000,
+        "filters that are refused": raw.subscribe(*["x"] * 1000),
+        "filters that are left": raw.unsubscribe(*["x"] * 1000),
+    }
+
+
+@pytest.mark.parametrize("name", bursts())
+def test_a_burst_of_small_things_leaves_the_others_their_turn(
+    broker: Embedded, site: Authority, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Of what has come at once nothing waits for anything: it must ask whether its time is over, each time."""
+    monkeypatch.setattr(broker_connection, "TURN_S", 0.0)  # it is over at once
+    turns, take_turns = [0], broker_connection.Connection._take_turns
+
+    async def counting(self: broker_connection.Connection) -> None:
+        before = self._turn_ends
+        await take_turns(self)
+        turns[0] += self._turn_ends > before
+
+    monkeypatch.setattr(broker_connection.Connection, "_take_turns", counting)
+    with client(broker, site, "dev-a") as busy, client(broker, site, "dev-b") as other:
+        busy.send(bursts()[name] + raw.publish(UP, b"", 1, packet_id=7))
+        assert other.alive()
+        while busy.receive()[0] != raw.PUBACK:  # type: ignore[index]
+            pass
+    assert turns[0] >= 1000
+
+
 def test_a_thousand_reconnects_leave_nothing_behind(broker: Embedded, site: Authority) -> None:
     contexts = {who: site.context(who) for who in ("dev-a", "dev-b")}
     for number in range(1000):

@@ -69,7 +69,7 @@ def test_the_window_counts_each_and_all_and_forgets() -> None:
         window.take(who, 101.0)
     with pytest.raises(TransientError, match="5 requests"):
         window.take("d", 101.0)
-    window.take("a", 100.5 + WINDOW_S)
+    for _ in range(2):
+        window.take("a", 100.5 + WINDOW_S)
     with pytest.raises(PeerError):
-        for _ in range(3):
-            window.take("a", 100.5 + WINDOW_S)
+        window.take("a", 100.5 + WINDOW_S)
