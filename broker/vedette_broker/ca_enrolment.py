@@ -137,8 +137,8 @@ def renew(directory: Path, sealed: bytes, *, device: str | None = None, now: flo
         now: epoch seconds.
 
     Raises:
-        PeerError: malformed, not sealed by the current signing key, or that one's certificate has ended (``expired``),
-            is revoked (``revoked``) or not ours.
+        PeerError: malformed, not sealed by the current signing key or for another one (``key``), or its certificate
+            has ended (``expired``), is revoked (``revoked``) or not ours.
         RefusedError: the certificate is not the newest of its id: two hold the same keys, or it was replaced here.
         ConfigError: no certificate authority there, or it cannot be written.
         TransientError: the node was renewed too often of late.
@@ -158,6 +158,9 @@ def renew(directory: Path, sealed: bytes, *, device: str | None = None, now: flo
         if serial in index.revoked:
             raise PeerError(f"certificate of {sender}: found it revoked, expected one in force", reason="revoked")
         keys, line = _keys(request), index.issued.get(sender)
+        if keys.signing != identity.public_key:
+            # Else a stolen signing key could be exchanged for one that the node does not have.
+            raise PeerError(f"request of {sender}: found another signing key, expected the current one", reason="key")
         if line is None:
             raise RefusedError(f"{sender}: found no line of it in the index, expected one", rule="unknown")
         if line.request == keys.digest:

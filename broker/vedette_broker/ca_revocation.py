@@ -22,7 +22,7 @@ from vedette_broker.ca_store import (
     write_index,
     writing,
 )
-from vedette_core.crypto.certificates import Issuer
+from vedette_core.crypto.certificates import LEAF_DAYS, Issuer
 from vedette_core.crypto.revocation import (
     LIST_BYTES_MAX,
     LIST_DAYS,
@@ -41,7 +41,7 @@ REFRESH_S: Final = LIST_DAYS * 86_400 / 2
 
 
 def revoke(directory: Path, holder: str, reason: RevocationReason, *, now: float) -> RevocationList:
-    """Revoke every certificate of an id that has not ended, or a token; and make a list that says so.
+    """Revoke every certificate of an id that has not ended, and every open token for it, or a token; and make a list.
 
     Args:
         directory: the certificate authority's.
@@ -58,13 +58,15 @@ def revoke(directory: Path, holder: str, reason: RevocationReason, *, now: float
     """
     with writing(directory), locked(directory):
         index = read_index(directory)
-        line, token = index.issued.get(holder), index.tokens.get(holder)
-        if token is not None:
-            leaves = [Leaf(token.bootstrap, token.not_after)]
-            del index.tokens[holder]
-        elif line is not None:
-            leaves = [*line.earlier, *(Leaf(serial, line.not_after) for serial in line.serials)]
-        else:
+        line = index.issued.get(holder)
+        # An invitation that is still open would bring back who was just thrown out.
+        invitations = [t for t in index.tokens.values() if t.id == holder or (t.holder == holder and not t.used_for)]
+        leaves = [Leaf(token.bootstrap, token.not_after) for token in invitations]
+        for token in invitations:
+            del index.tokens[token.id]
+        if line is not None:
+            leaves += [*line.earlier, *(Leaf(serial, line.not_after) for serial in line.serials)]
+        elif not invitations:
             raise ConfigError(
                 f"{holder}: found no certificate of it in {directory}, expected an id of `vedette ca list`"
             )
@@ -139,6 +141,7 @@ def publish_list(directory: Path, index: Index, issuer: Issuer, now: float) -> R
     Raises:
         RefusedError: the list is full.
     """
+    _catch_up(directory, index)
     index.forget_ended(now)
     index.list_number += 1
     entries = [Revocation(int(r.serial, 16), r.at, r.reason) for r in index.revoked.values()]
@@ -150,6 +153,26 @@ def publish_list(directory: Path, index: Index, issuer: Issuer, now: float) -> R
         if bundle.is_dir() and not bundle.name.startswith("."):
             replace_file(Bundle(bundle).crl, made.pem, 0o644)
     return made
+
+
+def _catch_up(directory: Path, index: Index) -> None:
+    """Take over what the list on disk knows and the index does not: the index was restored from an older backup.
+
+    Else the next lists would have numbers that nodes have seen, and nobody would believe them.
+    """
+    try:
+        newest = newest_list(directory)
+    except ConfigError:
+        return
+    if newest.number <= index.list_number:
+        return
+    index.list_number = newest.number
+    holders = {serial: line.id for line in index.issued.values() for serial in line.serials}
+    for number, entry in newest.entries.items():
+        serial = f"{number:x}"
+        ends = entry.at + LEAF_DAYS * 86_400  # at the latest
+        found = Revoked(serial, holders.get(serial, ""), entry.at, entry.reason, ends)
+        index.revoked.setdefault(serial, found)
 
 
 def status_of(line: Issued, index: Index, now: float) -> str:

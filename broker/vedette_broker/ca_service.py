@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -34,6 +35,47 @@ WATCH_S: Final = 1.0
 WINDOW_S: Final = 60.0
 WINDOW_REQUESTS: Final = 600
 """Requests that are answered a minute, over all nodes; an answer costs two signatures and a write to the disk."""
+NODE_REQUESTS: Final = 20
+"""Of one node or token, whose topic it is: it asks every five seconds at most, and all share the minute above."""
+
+
+class RequestWindow:
+    """How many requests came in the last `WINDOW_S`.
+
+    Without a limit for each, one node could use up what is answered, until the certificates of all others had ended.
+
+    Args:
+        all_max: requests of all.
+        each_max: requests of one.
+    """
+
+    def __init__(self, all_max: int = WINDOW_REQUESTS, each_max: int = NODE_REQUESTS) -> None:
+        self._all_max, self._each_max = all_max, each_max
+        self._taken: deque[tuple[float, str]] = deque()
+        self._each: Counter[str] = Counter()
+
+    def take(self, who: str, now: float) -> None:
+        """Count a request.
+
+        Args:
+            who: the node or token whose topic it came on.
+            now: seconds of a clock that only goes forward.
+
+        Raises:
+            PeerError: too many of this one (``limit``): it gets no answer.
+            TransientError: too many of all.
+        """
+        while self._taken and self._taken[0][0] <= now - WINDOW_S:
+            _, gone = self._taken.popleft()
+            self._each[gone] -= 1
+            if not self._each[gone]:
+                del self._each[gone]
+        if self._each[who] >= self._each_max:
+            raise PeerError(f"{who}: found more than {self._each_max} requests in a minute", reason="limit")
+        if len(self._taken) >= self._all_max:
+            raise TransientError(f"the authority has answered {self._all_max} requests in the last minute")
+        self._taken.append((now, who))
+        self._each[who] += 1
 
 
 class AuthorityService:
@@ -70,7 +112,7 @@ class AuthorityService:
             on_connect=self._connected,
         )
         self._published: int | None = None
-        self._window: list[float] = []
+        self._window = RequestWindow()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until `stop` is set."""
@@ -105,16 +147,17 @@ class AuthorityService:
                 ask = partial(ca_enrolment.renew, device=who)
             else:
                 raise PeerError(f"topic {message.topic[:120]!r}: found a message that is not for here", reason="topic")
+            # Before anything of it is read. Who is over a limit gets no answer: nodes ask again by themselves.
+            self._window.take(who, time.monotonic())
             request = ca_enrolment.request_id(message.payload)
             reply = await self._answer(kind, request, partial(ask, self._directory, message.payload, now=time.time()))
             await self._link.publish(answer, codec.pack(reply), qos=0)
         except (PeerError, TransientError) as error:
             self._metrics.inc("messages", kind, _outcome(error))
-            log.info("%s: %s", message.topic, error)
+            log.log(logging.DEBUG if _outcome(error) == "limit" else logging.INFO, "%s: %s", message.topic, error)
 
     async def _answer(self, kind: str, request: str, ask: Callable[[], CertificateReply]) -> CertificateReply:
         try:
-            self._limit()
             reply = await asyncio.to_thread(ask)
         except (PeerError, RefusedError, TransientError, ConfigError) as fault:
             self._metrics.inc("messages", kind, _outcome(fault))
@@ -122,13 +165,6 @@ class AuthorityService:
             return ca_enrolment.refusal(request, fault)
         self._metrics.inc("messages", kind, "accepted")
         return reply
-
-    def _limit(self) -> None:
-        now = time.monotonic()
-        self._window = [at for at in self._window if at > now - WINDOW_S]
-        if len(self._window) >= WINDOW_REQUESTS:
-            raise TransientError(f"the authority has answered {WINDOW_REQUESTS} requests in the last minute")
-        self._window.append(now)
 
     def _connected(self, _session_present: bool) -> None:
         self._published = None  # the broker may have forgotten the list

@@ -25,6 +25,7 @@ from vedette_broker.limits import (
     KEEPALIVE_MAX_S,
     PACKET_BYTES_MAX,
     STALL_S,
+    TURN_S,
     UNCONFIRMED_MAX,
 )
 from vedette_broker.session import ClientSession, Outbound
@@ -60,6 +61,7 @@ class Connection:
         self._cut: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._keepalive_s: float = KEEPALIVE_MAX_S
         self._talking = False
+        self._turn_ends = 0.0
         self._identified = identified
         self.holder: Holder | None = None
         self._unconfirmed: asyncio.Queue[tuple[int, Written | None]] = asyncio.Queue(UNCONFIRMED_MAX)
@@ -165,6 +167,7 @@ class Connection:
     async def _read(self, state: ClientSession) -> bool:
         """Handle packets in order; returns True after a DISCONNECT."""
         while True:
+            await self._take_turns()
             async with asyncio.timeout(self._keepalive_s * 1.5):
                 first, body = await self._packet(PACKET_BYTES_MAX)
             match first >> 4:
@@ -178,6 +181,7 @@ class Connection:
                     asked = packets.read_filters(packets.UNSUBSCRIBE, body)
                     for topic_filter, _ in asked.filters:
                         self._hub.unsubscribe(state, topic_filter)
+                        await self._take_turns()
                     await self._write(packets.unsuback(asked.packet_id))
                 case packets.PINGREQ:
                     packets.read_nothing(body)
@@ -187,6 +191,17 @@ class Connection:
                     return True
                 case _:
                     raise PeerError("packet: found a second CONNECT, expected one a connection", reason="packet")
+
+    async def _take_turns(self) -> None:
+        """Let the others go on, once this connection had `TURN_S`.
+
+        What has come already is read, and handled, without waiting for anything: half a megabyte of the smallest
+        packets, or one packet of ten thousand filters, would stop everybody else for seconds.
+        """
+        clock = asyncio.get_running_loop().time
+        if clock() >= self._turn_ends:
+            await asyncio.sleep(0)
+            self._turn_ends = clock() + TURN_S
 
     async def _publish(self, state: ClientSession, packet: packets.Publish) -> None:
         message = Outbound(packet.topic, packet.payload, packet.qos, packet.retain)
@@ -211,7 +226,10 @@ class Connection:
             self._confirming = False
 
     async def _subscribe(self, state: ClientSession, packet: packets.Filters) -> None:
-        codes = [await self._hub.subscribe(state, topic_filter, qos) for topic_filter, qos in packet.filters]
+        codes = []
+        for topic_filter, qos in packet.filters:
+            codes.append(await self._hub.subscribe(state, topic_filter, qos))
+            await self._take_turns()
         await self._write(packets.suback(packet.packet_id, codes))
         for (topic_filter, _), code in zip(packet.filters, codes, strict=True):
             if code != packets.REFUSED:

@@ -49,7 +49,9 @@ class Credentials:
     def __init__(self, bundle: Bundle, counts: Counter[str]) -> None:
         self._bundle, self._counts = bundle, counts
         self._stamps = self._look()
-        self.revoked = self._read(None) if bundle.crl.exists() else None
+        self.revoked: RevocationList | None = None
+        if bundle.crl.exists():
+            self.revoked = read_revocations(bundle)
         self.context = self._context()
 
     def is_revoked(self, serial: int) -> bool:
@@ -66,22 +68,39 @@ class Credentials:
         newer = stamps[0] != before[0] and self._try(self._take_list)
         return self._try(self._take_context) and (newer or stamps[1:] != before[1:])
 
-    def take(self, published: bytes) -> None:
-        """Believe a list that was published, if it is newer: so it gets to a broker that is far from the authority."""
+    def take(self, published: bytes) -> bool:
+        """Believe a list that was published, if it is newer: so it gets to a broker that is far from the authority.
+
+        Returns:
+            Whether what was published is the list in force now: only that may be passed on and kept.
+        """
 
         def newer() -> None:
             try:
                 found = read_list(published, *load_authorities(self._bundle))
             except PeerError as fault:
                 raise ConfigError(f"published {fault}") from fault
-            if self.revoked is None or found.number > self.revoked.number:
+            if self._is_news(found, "published revocation list"):
                 self._believe(found)
                 self._take_context()
 
-        self._try(newer)
+        return self._try(newer)
+
+    def _is_news(self, found: RevocationList, where: str) -> bool:
+        """Tell whether a list is newer than the one in force, or the same; an older or a second one raises."""
+        known = self.revoked
+        if known is None or found.number > known.number:
+            return True
+        if found.number < known.number:
+            raise ConfigError(f"{where}: found revocation list {found.number}, expected {known.number} or newer")
+        if found.der != known.der:
+            raise ConfigError(f"{where}: found a second revocation list {found.number}, expected one list a number")
+        return False
 
     def _take_list(self) -> None:
-        self._believe(self._read(self.revoked))
+        found = read_revocations(self._bundle)
+        if self._is_news(found, str(self._bundle.crl)):
+            self._believe(found)
 
     def _believe(self, found: RevocationList) -> None:
         self.revoked = found
@@ -102,14 +121,6 @@ class Credentials:
 
     def _look(self) -> tuple[Stamp, Stamp, Stamp]:
         return _stamp(self._bundle.crl), _stamp(self._bundle.tls_certificate), _stamp(self._bundle.tls_key)
-
-    def _read(self, earlier: RevocationList | None) -> RevocationList:
-        found = read_revocations(self._bundle)
-        if earlier is not None and found.number < earlier.number:
-            raise ConfigError(
-                f"{self._bundle.crl}: found revocation list {found.number}, expected {earlier.number} or newer"
-            )
-        return found
 
     def _context(self) -> ssl.SSLContext:
         context = server_context(self._bundle)

@@ -36,6 +36,9 @@ log = logging.getLogger("vedette.broker")
 
 KEPT_ROLES: Final = frozenset(Role) - {Role.DEVICE, Role.BOOTSTRAP}
 """Whose sessions may outlive a connection: of each there is one. Devices have retained topics and their outbox."""
+HOLDING_BACK: Final = frozenset({Role.AGGREGATOR, Role.AUTHORITY})
+"""Whose full queue makes publishers wait: they work off what all devices send. Of nobody else: a device that reads and
+never acknowledges would hold up the aggregator, ten seconds with every message."""
 _COMPLAINTS: Final = "vedette.complaints"
 
 
@@ -131,9 +134,9 @@ class Hub(Broker):  # type: ignore[misc]
 
     def _restore(self, store: Store) -> None:
         for topic, kept in store.load_retained():
+            if topic == self._access.revoked and not self._credentials.take(kept.payload):
+                continue  # the bundle's is newer
             self._retained.put(topic, kept, limited=False)
-            if topic == self._access.revoked:
-                self._credentials.take(kept.payload)
         for client, found in store.load_sessions().items():
             session = Session()
             session.client_id, session.clean_session = client, False
@@ -284,6 +287,12 @@ class Hub(Broker):  # type: ignore[misc]
             self.counts["publish_denied"] += 1
             self._complain(session, "may not publish to %r", topic)
             return None
+        if topic == self._access.revoked and not self._credentials.take(message.payload):
+            # Retained in the newer one's place, it would be all that a broker far from the authority finds after its
+            # next start, and all that a new node is told.
+            self.counts["publish_denied"] += 1
+            self._complain(session, "published something else than the list in force on %r", topic)
+            return None
         self.counts["publish_accepted"] += 1
         written = self._retain(session, message) if message.retain else None
         for client, qos in self._routes.subscribers(topic).items():
@@ -292,7 +301,8 @@ class Hub(Broker):  # type: ignore[misc]
                 continue
             copy = Outbound(topic, message.payload, min(qos, message.qos), retain=False)
             # A client that is its own subscriber cannot acknowledge while it waits for itself.
-            written = await self._deliver(state, copy, wait=client != session.client_id) or written
+            wait = client != session.client_id and state.session.attributes[IDENTITY].role in HOLDING_BACK
+            written = await self._deliver(state, copy, wait=wait) or written
         return written
 
     async def _deliver(self, state: ClientSession, message: Outbound, *, wait: bool) -> Written | None:
@@ -325,8 +335,6 @@ class Hub(Broker):  # type: ignore[misc]
                 kept = None
                 self.counts["retained_dropped"] += 1
                 self._complain(session, "no room to retain %r", message.topic)
-            if message.topic == self._access.revoked:
-                self._credentials.take(message.payload)
         else:
             self._retained.remove(message.topic)
         return None if self._journal is None else self._journal.retain(message.topic, kept)

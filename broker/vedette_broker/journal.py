@@ -41,6 +41,7 @@ class Journal:
     def __init__(self, store: Store, counts: Counter[str]) -> None:
         self._store, self._counts = store, counts
         self._position = store.last_position()
+        self._stored = store.retained_topics()
         self._batch, self._written = Batch(), asyncio.get_running_loop().create_future()
         self._wake = asyncio.Event()
         self._closing = False
@@ -52,8 +53,12 @@ class Journal:
         self._position += 1
         return self._position
 
-    def retain(self, topic: str, kept: Kept | None) -> Written:
-        """Record what is retained on a topic now; the future is done when that is durable."""
+    def retain(self, topic: str, kept: Kept | None) -> Written | None:
+        """Record what is retained on a topic now; the future is done when that is durable. None: nothing has to be."""
+        if kept is None and topic not in self._stored:
+            # While the disk is full, a client that clears ever new topics would fill the memory.
+            self._batch.retained.pop(topic, None)
+            return None
         self._batch.retained[topic] = kept
         return self._recorded()
 
@@ -103,6 +108,7 @@ class Journal:
             self._wake.clear()
             batch, written = self._batch, self._written
             self._batch, self._written = Batch(), loop.create_future()
+            self._stored |= {topic for topic, kept in batch.retained.items() if kept}
             failed = False
             while batch:
                 try:
@@ -122,6 +128,7 @@ class Journal:
             if failed:
                 log.warning("%s: can be written again", self._store.path)
             self._counts["store_batches"] += 1
+            self._stored -= {topic for topic, kept in batch.retained.items() if not kept}
             if not written.done():
                 written.set_result(None)
             if self._closing and not self._batch:

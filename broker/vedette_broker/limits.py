@@ -39,4 +39,6 @@ WATCH_S: Final = 2.0
 UNCONFIRMED_MAX: Final = 256
 """PUBACKs of one publisher that wait for the store; then its next packet is not read."""
 STALL_S: Final = 10.0
-"""How long a publisher waits for room in a slow subscriber's queue, and a write for a client that does not read."""
+"""How long a publisher waits for room in the aggregator's queue, and a write for a client that does not read."""
+TURN_S: Final = 0.002
+"""How long one connection's packets are handled before the others have their turn."""

@@ -207,6 +207,10 @@ class Store:
             if 0 < len(payload) <= PAYLOAD_BYTES_MAX and 0 < len(topic.encode()) <= TOPIC_BYTES_MAX:
                 yield str(topic), Kept(bytes(payload), int(bool(qos)), str(owner))
 
+    def retained_topics(self) -> set[str]:
+        """Every topic on which something is stored."""
+        return {str(topic) for (topic,) in self._connection.execute("SELECT topic FROM retained")}
+
     def load_sessions(self) -> dict[str, KeptSession]:
         """Every kept session with its filters and queue."""
         found: dict[str, KeptSession] = {}

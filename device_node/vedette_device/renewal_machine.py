@@ -91,6 +91,7 @@ class RenewalMachine:
     def __init__(self, topics: Topics, node: str, not_before: float, not_after: float) -> None:
         self._topics, self._node = topics, node
         self._asked: str | None = None
+        self._installing: str | None = None
         self._share = RENEW_AT + SPREAD * (hashlib.sha256(node.encode()).digest()[0] / 255 - 0.5)
         self._begin(not_before, not_after)
 
@@ -117,6 +118,8 @@ class RenewalMachine:
                 self._begin(not_before, not_after)
                 return [Count("renewals", "renewed")]
             case RenewalFailed(reason):
+                # Answers are not signed: after a false one, the authority's own must still be taken.
+                self._asked, self._installing = self._asked or self._installing, None
                 return [Count("renewals", "failed"), Note("warning", f"{self._node}: renewal: {reason}")]
         raise AssertionError(f"nobody handles {event!r}")
 
@@ -124,7 +127,7 @@ class RenewalMachine:
         self._not_after = not_after
         self._next = not_before + self._share * (not_after - not_before)
         self._delay = RETRY_MIN_S
-        self._asked = None
+        self._asked = self._installing = None
 
     def _on_tick(self, now: float) -> list[Effect]:
         if now < self._next:
@@ -143,7 +146,7 @@ class RenewalMachine:
         if body.request != self._asked:
             return [Count("renewals", "discarded")]
         if body.outcome == "issued":
-            self._asked = None
+            self._asked, self._installing = None, self._asked
             return [Install(body)]
         if body.outcome == "refused":
             # Not signed: whoever holds the broker can say so. The next attempt comes all the same.

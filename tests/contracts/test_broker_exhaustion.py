@@ -14,7 +14,8 @@ from broker_parties import WAIT_S, Authority, Embedded, path
 from raw_mqtt import ClosedError, RawClient
 
 from vedette_broker import connection as broker_connection
-from vedette_broker.limits import ADDRESS_HANDSHAKES_MAX, CLIENT_RETAINED_MAX, FILTERS_MAX
+from vedette_broker import session as broker_session
+from vedette_broker.limits import ADDRESS_HANDSHAKES_MAX, CLIENT_RETAINED_MAX, FILTERS_MAX, INFLIGHT_MAX
 
 UP, DOWN, SECRET = path("device/dev-a/up/alert"), path("device/dev-a/down/command"), path("device/dev-b/down/command")
 MODEL = path("public/round/network")
@@ -101,6 +102,53 @@ def test_a_client_has_a_bounded_number_of_filters(broker: Embedded, site: Author
     while len(broker.broker.hub._routes):
         assert time.monotonic() < limit, "an ended client's filters stay"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("who", ["dev-a", "analytics"])
+def test_who_reads_and_never_acknowledges_holds_no_publisher_up(
+    broker: Embedded, site: Authority, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    monkeypatch.setattr(broker_session, "QUEUE_MESSAGES_MAX", 3)
+    monkeypatch.setattr(broker_session, "STALL_S", 3600.0)
+    with client(broker, site, who) as mute, client(broker, site, "aggregator") as aggregator:
+        mute.subscribe(path("public/#"))
+        for number in range(INFLIGHT_MAX + 10):
+            aggregator.publish(MODEL, b"%d" % number, packet_id=number + 1)
+        assert aggregator.alive()
+    assert broker.broker is not None
+    assert broker.broker.counts["message_dropped"] > 0
+
+
+def bursts() -> dict[str, bytes]:
+    """A thousand small things each, as they come at once."""
+    return {
+        "publishes that are denied": raw.publish("x", b"") * 1000,
+        "questions": raw.PINGREQ * 1000,
+        "filters that are refused": raw.subscribe(*["x"] * 1000),
+        "filters that are left": raw.unsubscribe(*["x"] * 1000),
+    }
+
+
+@pytest.mark.parametrize("name", bursts())
+def test_a_burst_of_small_things_leaves_the_others_their_turn(
+    broker: Embedded, site: Authority, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Of what has come at once nothing waits for anything: it must ask whether its time is over, each time."""
+    monkeypatch.setattr(broker_connection, "TURN_S", 0.0)  # it is over at once
+    turns, take_turns = [0], broker_connection.Connection._take_turns
+
+    async def counting(self: broker_connection.Connection) -> None:
+        before = self._turn_ends
+        await take_turns(self)
+        turns[0] += self._turn_ends > before
+
+    monkeypatch.setattr(broker_connection.Connection, "_take_turns", counting)
+    with client(broker, site, "dev-a") as busy, client(broker, site, "dev-b") as other:
+        busy.send(bursts()[name] + raw.publish(UP, b"", 1, packet_id=7))
+        assert other.alive()
+        while busy.receive()[0] != raw.PUBACK:  # type: ignore[index]
+            pass
+    assert turns[0] >= 1000
 
 
 def test_a_thousand_reconnects_leave_nothing_behind(broker: Embedded, site: Authority) -> None:

@@ -91,6 +91,17 @@ def test_a_list_is_taken_up_and_an_older_one_is_not(authority: Path, caplog: pyt
         assert "what was in force stays in force" in line
 
 
+def test_a_second_list_of_one_number_is_not_believed_wherever_it_comes_from(authority: Path) -> None:
+    write_list(authority, 105, [serial(authority, "dev-a")])
+    credentials = Credentials(bundle(authority), Counter())
+    assert credentials.revoked is not None
+    assert credentials.take(credentials.revoked.der), "the same again"
+    write_list(authority, 105, [])
+    assert not credentials.refresh()
+    assert not credentials.take(x509.load_pem_x509_crl(bundle(authority).crl.read_bytes()).public_bytes(Encoding.DER))
+    assert credentials.is_revoked(serial(authority, "dev-a"))
+
+
 def test_a_list_of_another_authority_is_not_believed(authority: Path, tmp_path: Path) -> None:
     ca.init(tmp_path / "foreign", "lab", now=time.time())
     write_list(authority, 109, [], signer=tmp_path / "foreign")
@@ -235,3 +246,43 @@ def test_a_list_that_is_published_is_in_force_at_once_and_after_a_restart(
 
     asyncio.run(publish_it())
     asyncio.run(come_back())
+
+
+def test_nothing_takes_the_newest_list_s_place_over_a_restart(authority: Path, tmp_path: Path) -> None:
+    """The broker's bundle is far from the authority: all that it has of the newest list is what was published."""
+    write_list(authority, 150, [])
+    config = EmbeddedConfig(bundle(authority).directory, port=0, state_dir=tmp_path / "state")
+    issuer, _ = load_issuer(authority, time.time())
+    ca.issue(authority, "aggregator", CertificateRole.AGGREGATOR, now=time.time())
+    write_list(authority, 150, [])
+    revoked = [Revocation(serial(authority, "dev-a"), time.time())]
+    newest, older = (make_list(issuer, n, each, now=time.time()) for n, each in ((200, revoked), (199, [])))
+    heard: list[bytes] = []
+
+    async def take(message: MqttMessage) -> None:
+        heard.append(message.payload)
+
+    async def publish_it() -> None:
+        async with EmbeddedBroker(config) as broker, link(authority, broker.port, "aggregator") as aggregator:
+            await aggregator.wait_connected(WAIT_S)
+            for payload in (newest, older, b"a list of nobody's", b""):
+                await aggregator.publish(Topics("lab").revoked, payload, qos=1, retain=True)
+            assert broker.counts["publish_denied"] == 3
+
+    async def come_back() -> None:
+        async with EmbeddedBroker(config) as broker:
+            assert broker.hub is not None
+            assert broker.hub.revocation_list_number == 200
+            with pytest.raises(AuthenticationError):
+                async with link(authority, broker.port, "dev-a") as again:
+                    await again.wait_connected(WAIT_S)
+            tls = client_context(bundle(authority, "dev-b"))
+            async with MqttLink(LinkConfig("127.0.0.1", broker.port, "dev-b", tls), take) as fine:
+                await fine.subscribe(Topics("lab").revoked, 1)
+                async with asyncio.timeout(WAIT_S):
+                    while not heard:
+                        await asyncio.sleep(0.02)
+
+    asyncio.run(publish_it())
+    asyncio.run(come_back())
+    assert heard == [newest]

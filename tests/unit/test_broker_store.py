@@ -23,7 +23,7 @@ from vedette_schemas.topics import Role
 TOPIC = "vedette/1/lab/public/intel"
 
 
-def with_journal(directory: Path, work: Callable[[Journal], None]) -> Counter[str]:
+def with_journal(directory: Path, work: Callable[[Journal], object]) -> Counter[str]:
     async def scenario() -> Counter[str]:
         counts: Counter[str] = Counter()
         journal = Journal(Store(directory), counts)
@@ -122,6 +122,7 @@ def test_a_publisher_waits_while_the_disk_is_full_and_goes_on_afterwards(
         counts: Counter[str] = Counter()
         journal = Journal(Store(tmp_path), counts)
         written = journal.retain(TOPIC, Kept(b"x", 1, "aggregator"))
+        assert written is not None
         while counts["store_failures"] < 3:
             await asyncio.sleep(0.01)
         assert not written.done()
@@ -139,6 +140,43 @@ def test_a_publisher_waits_while_the_disk_is_full_and_goes_on_afterwards(
     store.close()
 
 
+def test_cleared_topics_fill_no_memory_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_journal(tmp_path, lambda journal: journal.retain(TOPIC, Kept(b"x", 1, "aggregator")))
+    monkeypatch.setattr(journal_module, "RETRY_S", 0.01)
+    full, apply = [True], Store.apply
+
+    def refusing(store: Store, batch: Batch) -> None:
+        if full[0]:
+            raise sqlite3.OperationalError("database or disk is full")
+        apply(store, batch)
+
+    monkeypatch.setattr(Store, "apply", refusing)
+
+    async def scenario() -> None:
+        counts: Counter[str] = Counter()
+        journal = Journal(Store(tmp_path), counts)
+        journal.retain("in flight", Kept(b"x", 1, "dev-a"))
+        while counts["store_failures"] < 2:
+            await asyncio.sleep(0.01)
+        for number in range(5000):
+            journal.retain(f"kept and cleared {number}", Kept(b"x", 1, "dev-a"))
+            journal.retain(f"kept and cleared {number}", None)
+            assert journal.retain(f"only cleared {number}", None) is None
+        assert not journal._batch.retained
+        cleared = [journal.retain(topic, None) for topic in (TOPIC, "in flight")]
+        full[0] = False
+        await asyncio.wait([each for each in cleared if each is not None])
+        assert None not in cleared
+        assert journal.retain(TOPIC, None) is None, "it is gone"
+        journal.retain(TOPIC, Kept(b"again", 1, "aggregator"))
+        await journal.close()
+
+    asyncio.run(scenario())
+    store = Store(tmp_path)
+    assert list(store.load_retained()) == [(TOPIC, Kept(b"again", 1, "aggregator"))]
+    store.close()
+
+
 def test_a_broker_that_stops_while_the_disk_is_full_confirms_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +188,7 @@ def test_a_broker_that_stops_while_the_disk_is_full_confirms_nothing(
     async def scenario() -> bool:
         journal = Journal(Store(tmp_path), Counter())
         written = journal.retain(TOPIC, Kept(b"x", 1, "aggregator"))
+        assert written is not None
         await journal.close()
         return written.cancelled()
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from ca_parts import DAY_S, NOW, an_authority, anchors_for, enrolled, invited, request_of, rule_of
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vedette_broker import ca, ca_enrolment, ca_tokens
 from vedette_broker.allow_list import AllowList
-from vedette_broker.ca_store import read_index
+from vedette_broker.ca_store import pem, read_index
+from vedette_core.crypto.certificate_chain import der, load_certificates
 from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.crypto.enrolment_token import EnrolmentToken, parse_token
 from vedette_core.crypto.requests import make_request
@@ -151,6 +153,12 @@ def test_a_token_of_another_time_site_or_person_is_refused(authority: Path, tmp_
         read_ticket(mine.ticket.read_bytes(), made.token)
     with pytest.raises(PeerError, match="expected 3"):
         read_ticket((authority / "online" / "ca.crt").read_bytes(), made.token)
+    leaf, *chain = load_certificates(mine.ticket.read_bytes())
+    curve = bytes.fromhex("2a8648ce3d030107")  # P-256, of the leaf's key
+    place = der(leaf).index(curve) + len(curve)
+    unknown = x509.load_der_x509_certificate(der(leaf)[: place - 1] + b"\x2f" + der(leaf)[place:])
+    with pytest.raises(PeerError, match="cannot be read"):
+        read_ticket(pem(unknown, *chain), mine.token)
 
 
 def test_a_key_needs_its_proof(authority: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from ca_parts import DAY_S, HALF_S, NOW, an_authority, enrolled, invited, request_of, rule_of
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from vedette_broker import ca, ca_enrolment, ca_revocation
 from vedette_broker.ca_store import read_index
@@ -65,14 +66,24 @@ def test_two_who_hold_the_same_keys_are_found_out(authority: Path, tmp_path: Pat
     assert rule_of(lambda: ca_enrolment.renew(authority, stolen, now=NOW + 2)) == "superseded"
 
 
+def new_tls(number: str) -> bytes:
+    return make_request(generate_private_key(SECP256R1()), number)
+
+
+def signing_key(node: NodeIdentity) -> Ed25519PrivateKey:
+    key = load_pem_private_key(node.bundle.signing_key.read_bytes(), password=None)
+    assert isinstance(key, Ed25519PrivateKey)
+    return key
+
+
 def renewal_by(node: NodeIdentity, signer: Any = None, **changes: Any) -> bytes:
     number = secrets.token_hex(16)
     fields: dict[str, Any] = {
         "id": number,
         "device": node.id,
         "certificate": node.certificate,
-        "tls": make_request(generate_private_key(SECP256R1()), number),
-        "signing": make_request(Ed25519PrivateKey.generate(), number),
+        "tls": new_tls(number),
+        "signing": make_request(signing_key(node), number),
     }
     return seal(RenewRequest(**{**fields, **changes}), RENEW_TYPE, node.id, signer or node.signer)
 
@@ -92,6 +103,9 @@ def test_who_may_not_renew(authority: Path, tmp_path: Path) -> None:
     assert renew(renewal_by(node, certificate=other.certificate)) == "sender"
     assert renew(renewal_by(node), NOW + 8 * DAY_S) == "expired"
     assert renew(renewal_by(node, certificate=b"nonsense")) == "certificate"
+    number = secrets.token_hex(16)
+    fresh = make_request(Ed25519PrivateKey.generate(), number)
+    assert renew(renewal_by(node, id=number, tls=new_tls(number), signing=fresh)) == "key", "the signing key stays"
     ca_revocation.revoke(authority, node.id, RevocationReason.KEY_COMPROMISE, now=NOW + 1)
     assert renew(renewal_by(node)) == "revoked"
     assert ca_enrolment.renew(authority, renewal_by(other), now=NOW + 1).outcome == "issued"
@@ -190,6 +204,35 @@ def test_a_revoked_node_comes_back_with_new_keys_only(authority: Path, tmp_path:
     assert ca_revocation.status_of(line.issued["gw-01"], line, NOW + 8 * DAY_S) == "expired"
     assert set(ca_revocation.newest_list(authority).entries) == old.serials
     assert not old.serials & new.serials
+
+
+def test_no_open_token_brings_a_revoked_node_back(authority: Path, tmp_path: Path) -> None:
+    old = enrolled(authority, tmp_path / "a", holder="gw-01")
+    made, other = invited(authority, holder="gw-01"), invited(authority)
+    listed = ca_revocation.revoke(authority, "gw-01", RevocationReason.KEY_COMPROMISE, now=NOW)
+    bootstrap = read_ticket(made.ticket.read_bytes(), made.token)[1]
+    assert set(listed.entries) == old.serials | {bootstrap.serial_number}
+    assert rule_of(lambda: ca_enrolment.enrol(authority, request_of(made.token), now=NOW)) == "token-unknown"
+    assert ca_enrolment.enrol(authority, request_of(other.token), now=NOW).outcome == "issued"
+    asked = invited(authority, holder="gw-02")
+    ca_revocation.revoke(authority, "gw-02", RevocationReason.UNSPECIFIED, now=NOW)
+    assert rule_of(lambda: ca_enrolment.enrol(authority, request_of(asked.token), now=NOW)) == "token-unknown"
+    assert invited(authority, holder="gw-01").token.id in read_index(authority).tokens, "a later one is meant"
+
+
+def test_an_index_that_was_restored_forgets_no_revocation_and_repeats_no_number(
+    authority: Path, tmp_path: Path
+) -> None:
+    nodes = [enrolled(authority, tmp_path / name, holder=name) for name in ("gw-01", "gw-02")]
+    backup = (authority / "index.json").read_bytes()
+    before = ca_revocation.revoke(authority, "gw-01", RevocationReason.KEY_COMPROMISE, now=NOW)
+    (authority / "index.json").write_bytes(backup)
+    after = ca_revocation.revoke(authority, "gw-02", RevocationReason.CESSATION, now=NOW + 1)
+    assert after.number == before.number + 1
+    assert set(after.entries) == nodes[0].serials | nodes[1].serials
+    index = read_index(authority)
+    assert {ca_revocation.status_of(index.issued[who], index, NOW + 1) for who in ("gw-01", "gw-02")} == {"revoked"}
+    assert rule_of(lambda: ca_enrolment.renew(authority, renewal_by(nodes[0]), now=NOW + 2)) == "revoked"
 
 
 def test_a_token_can_be_taken_back(authority: Path) -> None:

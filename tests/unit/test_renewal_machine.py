@@ -83,6 +83,16 @@ def test_an_answer_is_installed_once_and_the_next_half_begins() -> None:
     assert END < due(found) < END + LIFE
 
 
+def test_a_false_answer_does_not_take_the_place_of_the_true_one() -> None:
+    found, reply = asked(), answer("issued")
+    for _ in range(2):
+        assert found.handle(reply, BEGIN) == [Install(reply.body)]
+        assert counted(found.handle(RenewalFailed("a certificate of another key"), BEGIN)) == ["failed"]
+    assert found.handle(reply, BEGIN) == [Install(reply.body)]
+    assert counted(found.handle(Renewed(END, END + LIFE), BEGIN)) == ["renewed"]
+    assert counted(found.handle(reply, BEGIN)) == ["discarded"]
+
+
 @pytest.mark.parametrize("reply", [answer("issued", "1" * 32), answer("refused", "1" * 32)])
 def test_an_answer_to_another_request_is_nothing(reply: Answered) -> None:
     found = asked()

@@ -18,7 +18,7 @@ from vedette_core.crypto.signing import KeyRing
 from vedette_core.runtime.identity import Bundle, NodeIdentity, key_ring
 from vedette_core.runtime.metrics import AGGREGATOR_METRICS, Metrics
 from vedette_core.runtime.storage import Database, StateStore
-from vedette_schemas.errors import PeerError
+from vedette_schemas.errors import PeerError, TransientError
 from vedette_schemas.topics import Topics
 
 NOW = 1_800_000_000.0
@@ -140,3 +140,23 @@ def test_quarantined_and_revoked_devices_are_kept_out_until_they_are_neither(des
     desk.ring.learn(fresh, NOW)
     assert exclusions.look()
     assert exclusions.devices == frozenset(), "it came back with new keys"
+
+
+def test_a_list_that_found_no_room_on_the_disk_is_written_when_it_comes_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.node("gw-01")
+    old = desk.bundle.crl.read_bytes()
+    number = desk.revoke("gw-01")
+    newest = ca_revocation.newest_list(desk.authority).der
+    with monkeypatch.context() as full:
+
+        def put(_: StateStore, __: str, ___: bytes | None) -> None:
+            raise TransientError("the disk is full")
+
+        full.setattr(StateStore, "put", put)
+        assert desk.watch.take(newest)
+    assert not desk.watch.take(newest), "no news"
+    desk.bundle.crl.write_bytes(old)
+    desk.start()
+    assert desk.ring.revocations.number == number

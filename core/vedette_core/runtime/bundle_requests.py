@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from vedette_core.crypto.certificate_chain import load_certificates, verify_chain
+from vedette_core.crypto.certificate_chain import damaged_is_refused, load_certificates, verify_chain
 from vedette_core.crypto.certificates import CertificateRole, Identity, Purpose
 from vedette_core.crypto.enrolment_token import EnrolmentToken
 from vedette_core.crypto.requests import make_request
@@ -68,7 +68,9 @@ def read_ticket(data: bytes, token: EnrolmentToken) -> tuple[Anchors, x509.Certi
         raise PeerError(f"ticket: found {len(found)} certificates, expected 3", reason="certificate")
     leaf, intermediate, root = found
     token.check_root(root)
-    if leaf.public_key() != token.tls_key.public_key():
+    with damaged_is_refused("ticket"):
+        shown = leaf.public_key()
+    if shown != token.tls_key.public_key():
         raise PeerError(f"ticket: found that of another token, expected that of {token.id}", reason="token")
     return Anchors(root, (intermediate,)), leaf
 

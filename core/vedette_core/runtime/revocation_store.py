@@ -29,6 +29,7 @@ class RevocationStore:
 
     def __init__(self, revocations: Revocations, store: StateStore, bundle: Bundle) -> None:
         self.revocations, self._store = revocations, store
+        self._unsaved = False
         kept = store.get(KEY)
         if kept is not None:
             try:
@@ -48,14 +49,18 @@ class RevocationStore:
         Raises:
             PeerError: see `Revocations.take`.
         """
-        if not self.revocations.take(data):
-            return False
+        news = self.revocations.take(data)
         newest = self.revocations.newest
         assert newest is not None
-        try:
-            self._store.put(KEY, newest.der)
-        except TransientError as fault:
-            # It counts all the same: forgetting it at the next start is worse than not having it now.
-            log.warning("revocation list %d is not on disk: %s", newest.number, fault)
+        if news or self._unsaved:
+            try:
+                self._store.put(KEY, newest.der)
+                self._unsaved = False
+            except TransientError as fault:
+                # It counts all the same, and is written when it comes again: a restart would bring the older one back.
+                self._unsaved = True
+                log.warning("revocation list %d is not on disk: %s", newest.number, fault)
+        if not news:
+            return False
         log.info("revocation list %d: %d certificates", newest.number, len(newest.entries))
         return True
