@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,8 @@ from vedette_core.runtime.durable import write_durable
 from vedette_schemas.errors import ConfigError, RefusedError
 from vedette_schemas.model import ReleaseTarget, Variant, parse_custom
 from vedette_schemas.trust import TIMESTAMP_FILE, BeaconAnchor, RevokedRelease
+
+log = logging.getLogger("vedette.registry")
 
 RELEASES_KEPT: Final = 3
 """Releases a task that stay on disk: the active one, the one before, and one more to go back to."""
@@ -238,8 +241,13 @@ class Registry:
             snapshot = state.snapshot.expires.timestamp() - now < SNAPSHOT_LIFETIME.total_seconds() / 2
             timestamp = state.timestamp.expires.timestamp() - now < TIMESTAMP_LIFETIME.total_seconds() / 2
             for task in [t for t in roles if self._countersigning.needed(state, t)]:
-                with suppress(AwaitsValidatorError):  # the timestamp does not wait for it; `complete` sees to the rest
-                    self._countersigning.settle(state, task, roles[task], now)
+                # The timestamp does not wait for the validator, and a refusal, which anybody may put there, must not
+                # stop it; `complete` sees to the rest.
+                try:
+                    with suppress(AwaitsValidatorError):
+                        self._countersigning.settle(state, task, roles[task], now)
+                except RefusedError as fault:
+                    log.error("renewal of the role of %s, until %s: %s", task, f"{roles[task].expires:%F}", fault)
                 del roles[task]
             if not (roles or snapshot or timestamp):
                 return Publication({}, {}, self._retained_files(state))

@@ -321,3 +321,43 @@ def test_the_command_looks_once(site: Site) -> None:
     assert ran.returncode == ExitCode.CHECK_FAILED, ran.stderr
     assert "network, role 2: release network 0: weights:" in ran.stdout
     assert not site.registry.complete(START)
+
+
+def kept_proposal(site: Site, path: Path) -> dict[str, bytes]:
+    """What lies in the folder about one proposal: it can be copied by whoever reads the share."""
+    name = path.name.removesuffix(".json")
+    return {kind: path.with_name(f"{name}{kind}").read_bytes() for kind in (".json", ".signature.json")}
+
+
+def test_an_old_role_that_both_signed_does_not_come_back_as_the_next_one(site: Site) -> None:
+    """Whoever writes into the folder can only delay: old signatures stay good, and must not count for a new number."""
+    site.release(0)
+    site.propose(1)
+    old = site.proposal()
+    site.validator.look(START)
+    kept = kept_proposal(site, old)
+    assert site.registry.complete(START)
+    site.release(2)
+    with pytest.raises(AwaitsValidatorError):
+        site.registry.revoke("network", 2, "floods alerts", START)
+    site.validator.look(START)
+    assert site.registry.complete(START)
+    before = RepositoryFiles(site.repository).load().roles["network"].version
+    for kind, data in kept.items():
+        (site.repository / "proposals" / f"{before + 1}.network{kind}").write_bytes(data)
+    assert not site.registry.complete(START)
+    assert RepositoryFiles(site.repository).load().roles["network"].version == before
+    assert [r.version for r in site.registry.revoked("network")] == [2], "nothing is taken back"
+    site.release(3)
+    assert [r.version for r in site.device().refresh()] == [3]
+
+
+def test_a_refused_renewal_does_not_stop_the_timestamp(site: Site) -> None:
+    """Else one refusal in the folder would let every file of the site run out within a day."""
+    site.release(0)
+    later = START + 46 * 24 * HOUR
+    site.registry.refresh_timestamp(later)
+    folder = Countersigning(RepositoryFiles(site.repository))
+    for path, _, _ in folder.waiting():
+        folder.answer(path, Verdict(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), reason="out of spite"))
+    assert site.registry.refresh_timestamp(later + 13 * HOUR)
