@@ -110,6 +110,8 @@ class Registry:
         files: Mapping[Variant, bytes],
         custom: Mapping[Variant, ReleaseTarget],
         now: float,
+        *,
+        after: int | None = None,
     ) -> Publication:
         """Sign a release and make it the active one; durable before this returns.
 
@@ -122,9 +124,11 @@ class Registry:
             files: bytes by variant; weights and plan among them.
             custom: what the release says of itself, by variant; ``active`` is set here.
             now: epoch seconds.
+            after: the release that must be the active one until then; None for any.
 
         Raises:
-            RefusedError: another version was expected, a file is revoked, or files and their descriptions do not fit.
+            RefusedError: another version was expected, a file is revoked, another release than `after` is active, or
+                files and their descriptions do not fit.
             TransientError: the disk is full; the old state stays.
             ConfigError: unknown task, missing key, damaged repository.
         """
@@ -142,6 +146,12 @@ class Registry:
                     rule="version",
                 )
             refuse_revoked(f"release {task} {version}", files, revoked_of(role))
+            if after not in (None, active):
+                raise RefusedError(
+                    f"release {task} {version}: found release {active} active, expected its parent {after}: what was "
+                    "gone back from does not come back by its child",
+                    rule="parent",
+                )
             diffs = release_diffs({} if active is None else self._read(releases[active], files), files)
             targets = release_targets(task, version, files, custom, {v: each.said for v, each in diffs.items()})
             order = sorted(releases, key=lambda v: (v == active, v))

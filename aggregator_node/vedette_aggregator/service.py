@@ -397,12 +397,12 @@ class AggregatorService:
                 await asyncio.sleep(RELEASE_RETRY_S)
             except (PeerError, RefusedError) as error:
                 log.error("release of %s: %s", task, error)
-                await self._handle(task, ReleaseFailed(str(error)[:200]))
+                await self._not_released(task, str(error))
                 return
             except Exception as fault:
                 # Without an answer the rounds of the task would stand still until a restart.
                 log.exception("release of %s", task)
-                await self._handle(task, ReleaseFailed(f"{type(fault).__name__}: {fault}"[:200]))
+                await self._not_released(task, f"{type(fault).__name__}: {fault}")
                 return
             else:
                 break
@@ -416,6 +416,14 @@ class AggregatorService:
         self._metrics.set("round_participants", task, value=len(effect.candidate.contributors))
         show_protection(self._metrics, task, self._machines[task], self._suspicion_min[task])
         await self._handle(task, released)
+
+    async def _not_released(self, task: str, reason: str) -> None:
+        await self._handle(task, ReleaseFailed(reason[:200]))
+        try:
+            # What people went back from or revoked while it was made was not followed then.
+            await self._follow_active(task)
+        except VedetteError as error:
+            log.error("release of %s: %s", task, error)
 
     def _put_out(self, publication: Publication) -> None:
         self._follower.note(publication)

@@ -336,3 +336,16 @@ def test_the_weights_that_a_restarted_aggregator_needs_are_here(site: Site) -> N
     assert custom.active
     with pytest.raises(RefusedError, match="found no float16"):
         site.registry.target("network", 0, Variant.FLOAT16)
+
+
+def test_a_release_made_after_another_is_refused_once_that_is_left(tmp_path: Path) -> None:
+    """The check is under the lock: a rollback may come between the gate and the signature."""
+    site = Site(tmp_path, ["network"])
+    site.publish("network", 0)
+    site.publish("network", 1)
+    site.registry.rollback("network", 0, START)
+    files = release_files("network", 2)
+    with pytest.raises(RefusedError, match="expected its parent 1"):
+        site.registry.publish("network", 2, files, describe("network", 2, files), START, after=1)
+    site.registry.publish("network", 2, files, describe("network", 2, files), START, after=0)
+    assert site.registry.active("network") == 2
