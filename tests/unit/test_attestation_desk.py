@@ -16,7 +16,7 @@ from cryptography import x509
 from vedette_aggregator.attestation_desk import AttestationDesk
 from vedette_aggregator.attestation_keys import load_public, load_signer, make_key
 from vedette_aggregator.claimed_identity import learn
-from vedette_aggregator.enrolments import PASSPORT_PREFIX, WITHDRAWN
+from vedette_aggregator.enrolments import PASSPORT_PREFIX, WITHDRAWN, Enrolments
 from vedette_aggregator.settings import AttestationSection
 from vedette_broker import ca
 from vedette_core.attestation.passport import issue_passport
@@ -268,6 +268,20 @@ def test_refused_evidence_withdraws_what_was_there(office: Office) -> None:
     assert rule_at(office.desk(), good, office.now) == "passport-withdrawn", "nor after a restart"
     assert office.attested(desk).rule == ""
     desk.admit(good, office.now)
+
+
+def test_what_is_forgotten_of_a_device_makes_no_old_passport_good_again(office: Office) -> None:
+    desk = office.desk()
+    good = office.check_in(office.attested(desk).passport)
+    assert office.attested(desk, dbgstat=0).rule == "debug"
+    Enrolments(office.store).forget(DEVICE)
+    assert rule_at(desk, good, office.now) == "passport-withdrawn"
+    assert office.attested(desk, dbgstat=0).rule == "debug"
+    desk = office.desk()
+    assert rule_at(desk, good, office.now) == "passport-withdrawn", "nor after a restart"
+    again = office.attested(desk, bootcount=1)
+    assert again.rule == "", "it begins again with lower counts"
+    desk.admit(office.check_in(again.passport), office.now)
 
 
 def test_a_helper_needs_the_tier_of_helpers(office: Office) -> None:
