@@ -13,7 +13,7 @@ import pytest
 from attestation_parts import a_claims, a_policy, digest
 from cryptography import x509
 
-from vedette_aggregator.attestation_desk import AttestationDesk
+from vedette_aggregator.attestation_desk import POLICY_KEY, AttestationDesk
 from vedette_aggregator.attestation_keys import load_public, load_signer, make_key
 from vedette_aggregator.claimed_identity import learn
 from vedette_aggregator.enrolments import PASSPORT_PREFIX, WITHDRAWN, Enrolments
@@ -324,7 +324,9 @@ def test_a_newer_policy_counts_at_once_and_asks_everybody(office: Office) -> Non
 
 
 @pytest.mark.parametrize(
-    "changes", [{"version": 2}, {"version": 9, "by": "other.key"}, {"version": 9, "site": "plant-2"}], ids=str
+    "changes",
+    [{"version": 2}, {"denied": (bytes(32),)}, {"version": 9, "by": "other.key"}, {"version": 9, "site": "plant-2"}],
+    ids=str,
 )
 def test_another_policy_leaves_the_one_in_force(
     office: Office, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -347,6 +349,18 @@ def test_an_older_policy_is_refused_after_a_restart_too(office: Office) -> None:
     with pytest.raises(RefusedError) as caught:
         office.desk()
     assert caught.value.rule == "older-policy"
+
+
+def test_another_policy_of_the_same_version_is_refused_after_a_restart_too(office: Office) -> None:
+    """The passports of the first would count on, whatever the second denies."""
+    office.desk()
+    office.desk()
+    office.put_policy(denied=(bytes(32),))
+    with pytest.raises(RefusedError, match="another one of version 3") as caught:
+        office.desk()
+    assert caught.value.rule == "older-policy"
+    office.store.put(POLICY_KEY, b"3")
+    office.desk()  # a state from before digests were kept says nothing of it
 
 
 def test_settings_that_cannot_work_are_said(office: Office) -> None:
