@@ -97,6 +97,9 @@ def test_the_last_release_stays(site: Site) -> None:
         (2, "x" * 201, (), "reason"),
         (9, "short", ("ab",), "digest"),
         (9, "upper", ("AB" * 32,), "digest"),
+        (9, "too many", tuple(f"{n:064x}" for n in range(9)), "digest"),
+        (-1, "no number", ("ab" * 32,), "digest"),
+        (2**53, "a device says so", ("ab" * 32,), "version"),
     ],
 )
 def test_what_cannot_be_revoked(site: Site, version: int, reason: str, digests: tuple[str, ...], rule: str) -> None:

@@ -308,6 +308,16 @@ def test_missing_or_altered_bytes_are_refused(site: Site) -> None:
     assert "found bytes with digest" in looked.refused
 
 
+def test_no_more_of_a_file_is_read_than_one_can_have(site: Site) -> None:
+    """A hostile aggregator must not fill the validator's memory: 64 GB that take no room on the disk."""
+    site.propose(0)
+    path = site.repository / "artifacts" / hashlib.sha256(release_files("network", 0)[Variant.WEIGHTS]).hexdigest()
+    with path.open("wb") as file:
+        file.truncate(1 << 36)
+    (looked,) = site.validator.look(START)
+    assert "found bytes with digest" in looked.refused
+
+
 def test_the_timestamp_goes_on_while_a_role_waits(site: Site) -> None:
     site.release(0)
     publication = site.registry.refresh_timestamp(START + 46 * 24 * HOUR)  # roles are due, and so is everything
