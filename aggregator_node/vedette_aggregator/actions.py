@@ -28,6 +28,7 @@ from vedette_core.machine import Effect, Event, Publish
 from vedette_core.runtime.metrics import Metrics
 from vedette_core.runtime.storage import Database, StateStore
 from vedette_schemas.errors import VedetteError
+from vedette_schemas.model import Variant
 from vedette_schemas.telemetry import DetectorReport
 
 log = logging.getLogger("vedette.actions")
@@ -147,12 +148,18 @@ class Actions:
         self._done(act, now, outcome)
 
     async def _roll_back(self, task: str, version: int, reason: str, now: float) -> str:
-        """Go back to the release before one, as a person would."""
+        """Go back to the release that one was made from, as a person would.
+
+        The one with the number before it may be what was gone back from the last time.
+        """
         older = [v for v in self._registry.versions(task) if v < version]
         if not older or self._registry.active(task) != version:
             return "nothing"
-        self._hands.put_out(await asyncio.to_thread(self._registry.rollback, task, older[-1], now))
-        self._lineage.record(task, version, "rolled back", now, f"to {older[-1]}: {reason}")
+        parent = self._registry.listed(task, version)[Variant.WEIGHTS].custom.parent
+        made_from = [v for v in older if self._registry.listed(task, v)[Variant.WEIGHTS].sha256 == parent]
+        to = (made_from or older)[-1]
+        self._hands.put_out(await asyncio.to_thread(self._registry.rollback, task, to, now))
+        self._lineage.record(task, version, "rolled back", now, f"to {to}: {reason}")
         await self._hands.follow(task)
         return "done"
 

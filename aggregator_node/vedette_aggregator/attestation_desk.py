@@ -6,6 +6,7 @@ Off without a policy: then nothing is asked of devices, as the settings say.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import time
@@ -50,7 +51,8 @@ from vedette_schemas.topics import Parsed, Topics
 log = logging.getLogger("vedette.attestation")
 
 POLICY_KEY: Final = "attest/policy"
-"""Newest version of a policy that was in force: an older file is a roll-back."""
+"""Newest version of a policy that was in force, and SHA-256 of its file: an older file is a roll-back, and another one
+of the same version would leave the passports of the first in force."""
 REASON: Final = "attestation"
 """Of a check-in without a good passport; devices know it by this word."""
 OUTDATED: Final = frozenset({"passport-expired", "passport-policy"})
@@ -96,7 +98,7 @@ class AttestationDesk:
         if section.policy_key is None or section.verifier_key is None:
             raise ConfigError("attestation: found a policy without policy_key or verifier_key, expected both beside it")
         signer = load_signer(section.verifier_key)
-        policy = self._read()
+        policy, digest = self._read()
         if signer.public_key.public_bytes_raw() not in policy.verifiers:
             raise ConfigError(
                 f"{section.verifier_key}: found a key that policy {policy.version} does not list as a verifier's; "
@@ -111,7 +113,7 @@ class AttestationDesk:
             policy=policy,
             entropy=os.urandom,
         )
-        self._put_in_force(policy)
+        self._put_in_force(policy, digest)
 
     @property
     def policy(self) -> AttestationPolicy | None:
@@ -183,8 +185,8 @@ class AttestationDesk:
         self._look_at = time.monotonic() + POLICY_LOOK_S
         try:
             if self._stamp != self._file_stamp():
-                policy = self._read()
-                self._put_in_force(policy)
+                policy, digest = self._read()
+                self._put_in_force(policy, digest)
                 await self._shell.carry_out(self._machine.handle(PolicyTaken(policy), time.time()))
                 log.warning("attestation policy %d is in force", policy.version)
         except VedetteError as fault:
@@ -231,7 +233,7 @@ class AttestationDesk:
 
     # -- the policy ---------------------------------------------------------------------------------------------------
 
-    def _read(self) -> AttestationPolicy:
+    def _read(self) -> tuple[AttestationPolicy, str]:
         assert self._section.policy is not None
         assert self._section.policy_key is not None
         self._stamp = self._file_stamp()
@@ -241,9 +243,16 @@ class AttestationDesk:
             raise ConfigError(
                 f"{self._section.policy}: cannot be read ({fault.strerror}), expected a policy"
             ) from fault
-        stored = self._store.get(POLICY_KEY) or b"0"
-        floor = int(stored) if stored.isdigit() else 0
-        return read_policy(data, load_public(self._section.policy_key), self._topics.site, version_min=floor)
+        stored, _, known = (self._store.get(POLICY_KEY) or b"0").decode(errors="replace").partition(" ")
+        floor, digest = int(stored) if stored.isdigit() else 0, hashlib.sha256(data).hexdigest()
+        policy = read_policy(data, load_public(self._section.policy_key), self._topics.site, version_min=floor)
+        if policy.version == floor and known not in ("", digest):
+            raise RefusedError(
+                f"attestation policy: found another one of version {floor}, expected {floor + 1} or newer: passports "
+                "of the one that was in force would count on; name it to `vedette attest reference --earlier`",
+                rule="older-policy",
+            )
+        return policy, digest
 
     def _file_stamp(self) -> tuple[float, int]:
         assert self._section.policy is not None
@@ -253,8 +262,8 @@ class AttestationDesk:
             return (0.0, -1)
         return (status.st_mtime, status.st_size)
 
-    def _put_in_force(self, policy: AttestationPolicy) -> None:
-        self._store.put(POLICY_KEY, str(policy.version).encode())
+    def _put_in_force(self, policy: AttestationPolicy, digest: str) -> None:
+        self._store.put(POLICY_KEY, f"{policy.version} {digest}".encode())
         self._check = PassportCheck(policy)
 
 

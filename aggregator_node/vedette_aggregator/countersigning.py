@@ -79,12 +79,12 @@ class Countersigning:
         """
         version = state.roles[task].version + 1
         path = self._folder / f"{version}.{task}.json"
-        document = self._proposed(path)
+        document = self._proposed(path, version)
         if document is None or _plain(document.signed) != _plain(contents):
             if document is not None:
                 self._give_way(path, document.signed, contents)
             document = self._propose(path, state, task, contents, version, now)
-        data = path.read_bytes()
+        data = _read(path)
         refusal = self.verdict(path, "refused")
         if refusal is not None and refusal.sha256 == _digest(data):
             raise RefusedError(f"{task}: the validator refuses it: {refusal.reason}", rule="validator")
@@ -94,9 +94,10 @@ class Countersigning:
         """Proposals of this state that a validator signed: task and bytes."""
         for path, version, task in self.waiting():
             if task in state.roles and version == state.roles[task].version + 1:
-                with suppress(AwaitsValidatorError, RefusedError, RepositoryError, ValueError):
-                    data = path.read_bytes()
-                    yield task, self._signed(state, task, Metadata[Targets].from_bytes(data), path, data)
+                document = self._proposed(path, version)
+                with suppress(AwaitsValidatorError, OSError):
+                    if document is not None:
+                        yield task, self._signed(state, task, document, path, _read(path))
 
     def waiting(self) -> list[tuple[Path, int, str]]:
         """Every proposal that is there: its file, version and task."""
@@ -109,7 +110,7 @@ class Countersigning:
         found: set[str] = set()
         for path, _, _ in self.waiting():
             with suppress(RepositoryError, ValueError, ConfigError, PeerError, OSError):
-                role = Metadata[Targets].from_bytes(path.read_bytes()).signed
+                role = Metadata[Targets].from_bytes(_read(path)).signed
                 found |= {digest for release in releases_of(role).values() for digest in lengths_of(release)}
         return found
 
@@ -135,10 +136,15 @@ class Countersigning:
         kind = "signature" if verdict.signature else "refused"
         write_durable(_beside(path, kind), codec.pack_json(verdict), PUBLIC_FILE)
 
-    def _proposed(self, path: Path) -> Metadata[Targets] | None:
-        """What is proposed already."""
+    def _proposed(self, path: Path, version: int) -> Metadata[Targets] | None:
+        """What is proposed already as this version of a role; None for anything else that lies there.
+
+        The name of a file says nothing: an older role has signatures of both, too, and must not become the next one.
+        """
         with suppress(OSError, RepositoryError, ValueError):
-            return Metadata[Targets].from_bytes(path.read_bytes())
+            document = Metadata[Targets].from_bytes(_read(path))
+            if isinstance(document.signed, Targets) and document.signed.version == version:
+                return document
         return None
 
     def _give_way(self, path: Path, waiting: Targets, contents: Targets) -> None:
@@ -148,7 +154,7 @@ class Countersigning:
             AwaitsValidatorError: it may not; else a release would push a revocation out that nobody repeats.
         """
         refusal = self.verdict(path, "refused")
-        refused = refusal is not None and refusal.sha256 == _digest(path.read_bytes())
+        refused = refusal is not None and refusal.sha256 == _digest(_read(path))
         if not refused and len(revoked_of(contents)) <= len(revoked_of(waiting)):
             raise AwaitsValidatorError(
                 f"{path}: waits for the validator's answer; what comes after it is proposed then"
@@ -191,6 +197,12 @@ def _plain(role: Targets) -> Any:
 
 def _beside(path: Path, kind: str) -> Path:
     return path.with_name(f"{path.name.removesuffix('.json')}.{kind}.json")
+
+
+def _read(path: Path) -> bytes:
+    """A proposal's bytes, and never more of a file than one can have: others write into the folder, too."""
+    with path.open("rb") as file:
+        return file.read(TARGETS_BYTES_MAX + 1)
 
 
 def _digest(data: bytes) -> str:

@@ -32,7 +32,7 @@ COUNTERS_PREFIX: Final = "attest/counters/"
 PASSPORT_PREFIX: Final = "attest/passport/"
 """The newest passport that the verifier made for a device, or `WITHDRAWN`."""
 WITHDRAWN: Final = b""
-"""In the place of a passport: newer evidence of the device was refused."""
+"""In the place of a passport: newer evidence of the device was refused, or its keys and counters were forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +152,14 @@ class Enrolments:
         self._put(Enrolment(device=request.device, tier=1, boot_root=request.boot_root, activated=True, since_s=now))
 
     def forget(self, device: str) -> None:
-        """Forget a device's keys and counters: after a repair it may begin again with lower ones."""
-        for prefix in (PREFIX, COUNTERS_PREFIX, PASSPORT_PREFIX):
+        """Forget a device's keys and counters: after a repair it may begin again with lower ones.
+
+        Its results end with them: it may still have a passport of the days before, of keys that are forgotten now, or
+        withdrawn.
+        """
+        for prefix in (PREFIX, COUNTERS_PREFIX):
             self._store.put(prefix + device, None)
+        self._store.put(PASSPORT_PREFIX + device, WITHDRAWN)
 
     def _put(self, enrolment: Enrolment) -> None:
         self._store.put(PREFIX + enrolment.device, codec.pack(enrolment))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -51,6 +52,8 @@ from vedette_core.runtime.durable import write_durable
 from vedette_schemas.errors import ConfigError, RefusedError
 from vedette_schemas.model import ReleaseTarget, Variant, parse_custom
 from vedette_schemas.trust import TIMESTAMP_FILE, BeaconAnchor, RevokedRelease
+
+log = logging.getLogger("vedette.registry")
 
 RELEASES_KEPT: Final = 3
 """Releases a task that stay on disk: the active one, the one before, and one more to go back to."""
@@ -110,6 +113,7 @@ class Registry:
         *,
         is_active: bool = True,
         keep: Collection[int] = (),
+        after: int | None = None,
     ) -> Publication:
         """Sign a release, and make it the active one or list it as a candidate; durable before this returns.
 
@@ -124,9 +128,11 @@ class Registry:
             now: epoch seconds.
             is_active: without it the release is only listed, and the active one stays; the first is always active.
             keep: older releases that must stay listed, whatever else goes.
+            after: the release that must be the active one until then; None for any.
 
         Raises:
-            RefusedError: another version was expected, a file is revoked, or files and their descriptions do not fit.
+            RefusedError: another version was expected, a file is revoked, another release than `after` is active, or
+                files and their descriptions do not fit.
             TransientError: the disk is full; the old state stays.
             ConfigError: unknown task, missing key, damaged repository.
         """
@@ -144,6 +150,12 @@ class Registry:
                     rule="version",
                 )
             refuse_revoked(f"release {task} {version}", files, revoked_of(role))
+            if after not in (None, active):
+                raise RefusedError(
+                    f"release {task} {version}: found release {active} active, expected its parent {after}: what was "
+                    "gone back from does not come back by its child",
+                    rule="parent",
+                )
             diffs = release_diffs({} if active is None else self._read(releases[active], files), files)
             targets = release_targets(task, version, files, custom, {v: each.said for v, each in diffs.items()})
             order = sorted(releases, key=lambda v: (v in keep or v == active, v))
@@ -249,8 +261,13 @@ class Registry:
             snapshot = state.snapshot.expires.timestamp() - now < SNAPSHOT_LIFETIME.total_seconds() / 2
             timestamp = state.timestamp.expires.timestamp() - now < TIMESTAMP_LIFETIME.total_seconds() / 2
             for task in [t for t in roles if self._countersigning.needed(state, t)]:
-                with suppress(AwaitsValidatorError):  # the timestamp does not wait for it; `complete` sees to the rest
-                    self._countersigning.settle(state, task, roles[task], now)
+                # The timestamp does not wait for the validator, and a refusal, which anybody may put there, must not
+                # stop it; `complete` sees to the rest.
+                try:
+                    with suppress(AwaitsValidatorError):
+                        self._countersigning.settle(state, task, roles[task], now)
+                except RefusedError as fault:
+                    log.error("renewal of the role of %s, until %s: %s", task, f"{roles[task].expires:%F}", fault)
                 del roles[task]
             if not (roles or snapshot or timestamp):
                 return Publication({}, {}, self._retained_files(state))

@@ -39,6 +39,7 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]  # its public names
 from vedette_core.crypto.beacon import SEED_BYTES, BeaconChain
 from vedette_core.runtime.durable import PRIVATE_FILE, file_error, remove_durable, write_durable
 from vedette_schemas.errors import ConfigError, RefusedError
+from vedette_schemas.model import MODEL_BYTES_MAX
 from vedette_schemas.trust import (
     ROOT_BYTES_MAX,
     SNAPSHOT_BYTES_MAX,
@@ -187,7 +188,7 @@ class RepositoryFiles:
             ConfigError: it is missing.
         """
         try:
-            return (self.metadata / name).read_bytes()
+            return _read(self.metadata / name, TARGETS_BYTES_MAX)
         except OSError as fault:
             raise file_error(fault, f"read release metadata {self.metadata / name}") from fault
 
@@ -199,7 +200,7 @@ class RepositoryFiles:
         """
         path = self.artifacts / sha256
         try:
-            data = path.read_bytes()
+            data = _read(path, MODEL_BYTES_MAX)
         except OSError as fault:
             raise file_error(fault, f"read release file {path}") from fault
         found = hashlib.sha256(data).hexdigest()
@@ -369,6 +370,12 @@ class RepositoryFiles:
         for path in (*self.metadata.iterdir(), *self.artifacts.iterdir()):
             if path.name not in (metadata if path.parent == self.metadata else artifacts):
                 remove_durable(path)
+
+
+def _read(path: Path, most: int) -> bytes:
+    """A file's bytes, one more than may be at most: a validator reads what a hostile aggregator may have put there."""
+    with path.open("rb") as file:
+        return file.read(most + 1)
 
 
 def checked_size(document: Metadata[Any], role: str) -> bytes:

@@ -22,9 +22,11 @@ from vedette_aggregator.release_listing import (
 )
 from vedette_schemas.errors import RefusedError
 from vedette_schemas.model import Variant
-from vedette_schemas.trust import RevokedRelease
+from vedette_schemas.trust import REVOKED_FILES_MAX, RevokedRelease
 
 REASON_CHARACTERS_MAX: Final = 200
+AHEAD_MAX: Final = 1000
+"""How far the number of a release that is not ours may be ahead: it is what a device says, and numbers only go up."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -77,8 +79,22 @@ def without_release(task: str, role: Targets, version: int, reason: str, digests
             "stop the task's devices",
             rule="last-release",
         )
+    files = wanted | (found if gone else set())
+    if version < 0 or len(files) > REVOKED_FILES_MAX:
+        raise RefusedError(
+            f"release {task} {version}: found {len(files)} digests, expected a number from 0 on and at most "
+            f"{REVOKED_FILES_MAX} files; revoke the others under another number",
+            rule="digest",
+        )
+    newest = max([*releases, *(each.version for each in revoked)], default=0)
+    if version > newest + AHEAD_MAX:
+        raise RefusedError(
+            f"release {task} {version}: found a number far from the newest, {newest}, expected at most "
+            f"{newest + AHEAD_MAX}: the next release would have to be above it. Revoke its digests as {newest + 1}",
+            rule="version",
+        )
     active = active_version(releases)
-    entry = RevokedRelease(version=version, sha256=tuple(sorted(wanted | (found if gone else set()))), reason=reason)
+    entry = RevokedRelease(version=version, sha256=tuple(sorted(files)), reason=reason)
     return Targets(
         targets=listed_targets(left, active if active in left else max(left, default=-1)),
         unrecognized_fields=revoking_fields((*revoked, entry)),

@@ -148,7 +148,8 @@ class Releases:
         A candidate that was released before a crash is answered with that release.
 
         Raises:
-            RefusedError, PeerError: the gate rejects it, or a variant does not hold: it is not released, for good.
+            RefusedError, PeerError: its parent is not active any more, the gate rejects it, or a variant does not hold:
+                it is not released, for good.
             TransientError: the disk is full: try again.
             ConfigError: the repository is damaged, or the quantiser is not installed.
         """
@@ -157,23 +158,39 @@ class Releases:
             self._record(candidate, done.version)
             return done, self._registry.retained()
         version = self._registry.next_version(self._task.task)
+        self._check_parent(candidate, now)
         artifacts = self._build(candidate, now)
         self.gate.check(candidate, self._parent(candidate), {v: a.data for v, a in artifacts.items()}, now)
         plan_digest = _digest(plan)
         files = {variant: artifact.data for variant, artifact in artifacts.items()} | {Variant.PLAN: plan}
         custom = {v: self._describe(v, version, candidate, plan_digest) for v in files}
         staging, name = self.staging, self._task.task
+        is_active = staging is None or not staging.is_staged(name, version)
         publication = self._registry.publish(
             name,
             version,
             files,
             custom,
             now,
-            is_active=staging is None or not staging.is_staged(name, version),
+            is_active=is_active,
             keep=staging.kept(name) if staging else (),
+            # A candidate's parent may be a candidate: the rollout machine withdraws what was made from one that it left.
+            after=candidate.parent_version if is_active else None,
         )
         self._record(candidate, version)
         return Released(version, artifacts[Variant.WEIGHTS].sha256, plan_digest), publication
+
+    def _check_parent(self, candidate: Candidate, now: float) -> None:
+        """The gate holds a candidate against its parent: one of a release that was left would be as bad, and pass."""
+        active = self._registry.active(self._task.task)
+        if active != candidate.parent_version:
+            fault = RefusedError(
+                f"candidate of round {candidate.round}: found release {active} active, expected its parent "
+                f"{candidate.parent_version}, which was gone back from or revoked meanwhile",
+                rule="parent",
+            )
+            self.gate.failed(candidate, fault, now)
+            raise fault
 
     def _build(self, candidate: Candidate, now: float) -> dict[Variant, Artifact]:
         try:

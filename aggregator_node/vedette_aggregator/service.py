@@ -404,12 +404,12 @@ class AggregatorService:
                 await asyncio.sleep(RELEASE_RETRY_S)
             except (PeerError, RefusedError) as error:
                 log.error("release of %s: %s", task, error)
-                await self._handle(task, ReleaseFailed(str(error)[:200]))
+                await self._end_release(task, ReleaseFailed(str(error)[:200]))
                 return
             except Exception as fault:
                 # Without an answer the rounds of the task would stand still until a restart.
                 log.exception("release of %s", task)
-                await self._handle(task, ReleaseFailed(f"{type(fault).__name__}: {fault}"[:200]))
+                await self._end_release(task, ReleaseFailed(f"{type(fault).__name__}: {fault}"[:200]))
                 return
             else:
                 break
@@ -422,7 +422,16 @@ class AggregatorService:
                 self._metrics.set("round_loss", task, stage, value=loss)
         self._metrics.set("round_participants", task, value=len(effect.candidate.contributors))
         show_protection(self._metrics, task, self._machines[task], self._suspicion_min[task])
-        await self._handle(task, released)
+        await self._end_release(task, released)
+
+    async def _end_release(self, task: str, answer: Released | ReleaseFailed) -> None:
+        await self._handle(task, answer)
+        try:
+            # What people went back from or revoked meanwhile was not followed then; nor, if a crash came behind the
+            # publication, while this process was away.
+            await self._follow_active(task)
+        except VedetteError as error:
+            log.error("release of %s: %s", task, error)
 
     def _put_out(self, publication: Publication) -> None:
         self._follower.note(publication)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf, isnan
 from typing import Any, Final, Self
 
 import numpy as np
@@ -409,7 +410,8 @@ class _Gate:
 def _worst(validator: Validator, looks: list[_Look], figures: dict[str, float]) -> Verdict:
     if not looks:
         return Verdict(validator, Outcome.NO_DATA, "no windows to measure on", "a holdout set")
-    worst = max(looks, key=lambda look: look.value - look.limit)
+    # What is no number is the worst of all: compared as it is, it would be passed over behind a good cohort.
+    worst = max(looks, key=lambda look: inf if isnan(look.value) else look.value - look.limit)
     figures.update(worst.figures)
     # Written so that a value that is no number does not pass.
     outcome = Outcome.PASS if worst.value <= worst.limit else Outcome.REJECT

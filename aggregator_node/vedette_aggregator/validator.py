@@ -23,12 +23,19 @@ from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore
 from vedette_aggregator.countersigning import Countersigning, Verdict
 from vedette_aggregator.registry_files import RELEASE_LIFETIME, RepositoryFiles, RepositoryState
 from vedette_aggregator.release_check import check_release
-from vedette_aggregator.release_listing import active_version, releases_of, revoked_of
+from vedette_aggregator.release_listing import Releases, active_version, releases_of, revoked_of
 from vedette_aggregator.release_source import ListedTarget, ReleaseSource
 from vedette_core.runtime.durable import file_error, make_directory, write_durable
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, VedetteError
 from vedette_schemas.model import ReleaseTarget, Variant, parse_custom, target_path
-from vedette_schemas.trust import REVOKED_MAX, ROOT_BYTES_MAX, ROOT_ROTATIONS_MAX, TARGETS_BYTES_MAX
+from vedette_schemas.trust import (
+    REVOKED_FIELD,
+    REVOKED_MAX,
+    ROOT_BYTES_MAX,
+    ROOT_ROTATIONS_MAX,
+    TARGETS_BYTES_MAX,
+    RevokedRelease,
+)
 
 log = logging.getLogger("vedette.validator")
 
@@ -167,14 +174,18 @@ class Validator:
                     raise RefusedError(
                         f"{task}: found target {target.path[:120]!r}, expected its own path", rule="path"
                     )
+                if set(target.hashes) != {"sha256"}:
+                    raise RefusedError(
+                        f"{task}: found digests {sorted(target.hashes)} of {target.path}, expected sha256",
+                        rule="digest",
+                    )
         changed = [v for v in old.keys() & new.keys() if _apart_from_active(old[v]) != _apart_from_active(new[v])]
         if changed:
             raise RefusedError(f"{task}: found other files in releases {changed}, expected none", rule="changed")
-        gone = {each.sha256 for each in revoked_of(before)} - {each.sha256 for each in revoked_of(after)}
-        if gone and len(revoked_of(after)) < REVOKED_MAX:
-            raise RefusedError(
-                f"{task}: found {len(gone)} revocations taken back, expected all of them", rule="revoked"
-            )
+        _check_nothing_else(task, after)
+        _check_revoked(task, revoked_of(before), revoked_of(after), new)
+        if old and not new:
+            raise RefusedError(f"{task}: found no release left, expected one to go to", rule="last-release")
         active = [v for v, r in new.items() if any(t.custom["active"] for t in r.values())]
         if len(active) != (1 if new else 0):
             raise RefusedError(f"{task}: found active releases {active}, expected one", rule="active")
@@ -185,6 +196,10 @@ class Validator:
         if added and active_version(new) != added[0]:
             raise RefusedError(f"{task}: found a new release that is not active, expected it to be", rule="active")
         for version in added:
+            if not {Variant.WEIGHTS, Variant.PLAN} <= set(new[version]):
+                raise RefusedError(
+                    f"release {task} {version}: found no weights or no plan, expected both", rule="variants"
+                )
             faults = self._validate(_Proposed(self._files, task, new), task, version)
             if faults:
                 raise RefusedError(f"release {task} {version}: {'; '.join(faults)}", rule="validation")
@@ -245,6 +260,41 @@ class _Proposed:
         if len(data) != found.length:
             raise PeerError(f"{found.path}: found {len(data)} bytes, expected {found.length}", reason="length")
         return parse_custom(found.custom), data
+
+
+def _check_nothing_else(task: str, after: Targets) -> None:
+    """A task's role delegates to nobody, and says nothing that was not looked at."""
+    unknown = sorted(set(after.unrecognized_fields) - {REVOKED_FIELD})
+    if after.delegations is not None:
+        unknown = ["delegations", *unknown]
+    if unknown:
+        found = ", ".join(unknown)[:120]
+        raise RefusedError(
+            f"{task}: found {found} in its role, expected releases and revocations only", rule="contents"
+        )
+
+
+def _check_revoked(
+    task: str, before: Sequence[RevokedRelease], after: Sequence[RevokedRelease], listed: Releases
+) -> None:
+    """One revocation more at a time, the oldest forgotten only for room, and nothing listed that is revoked.
+
+    A list that is new from end to end would let every release come back that ever was revoked.
+    """
+    added = [each for each in after if each not in before]
+    if len(added) > 1 or list(after) != [*before, *added][-REVOKED_MAX:]:
+        gone = sum(each not in after for each in before)
+        raise RefusedError(
+            f"{task}: found {gone} revocations taken back and {len(added)} new ones, expected the same and one more at "
+            "most",
+            rule="revoked",
+        )
+    known = {digest for each in after for digest in each.sha256}
+    back = sorted(v for v, release in listed.items() if known & {t.hashes["sha256"] for t in release.values()})
+    if back:
+        raise RefusedError(
+            f"{task}: found files of releases {back} listed and revoked, expected one of it", rule="revoked"
+        )
 
 
 def _apart_from_active(release: Mapping[Variant, TargetFile]) -> dict[Variant, object]:

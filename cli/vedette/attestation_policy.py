@@ -43,8 +43,8 @@ class PolicyWishes:
     verifiers: tuple[Path, ...]
     earlier: Path | None = None
     nodes: tuple[Path, ...] = ()
-    tier_contribute: int = 0
-    tier_unmask: int = 0
+    tier_contribute: int | None = None
+    tier_unmask: int | None = None
     boot: tuple[str, ...] = ()
     pcr: tuple[str, ...] = ()
     pcrs_of: Path | None = None
@@ -77,8 +77,8 @@ def write_policy(wishes: PolicyWishes, key: Path, out: Path | None) -> Attestati
             site=wishes.site,
             version=1 if before is None else before.version + 1,
             verifiers=tuple(load_public(path) for path in wishes.verifiers),
-            tier_contribute=wishes.tier_contribute,
-            tier_unmask=wishes.tier_unmask,
+            tier_contribute=_tier(wishes.tier_contribute, before.tier_contribute if before else 0),
+            tier_unmask=_tier(wishes.tier_unmask, before.tier_unmask if before else 0),
             result_s=float(wishes.result_s),
             denied=_denied(wishes.deny, before),
             references=_with_versions(references(measured, before.references if before else ()), wishes),
@@ -89,6 +89,11 @@ def write_policy(wishes: PolicyWishes, key: Path, out: Path | None) -> Attestati
     if out is not None:
         write_durable(out, sealed, 0o644)
     return policy
+
+
+def _tier(wished: int | None, before: int) -> int:
+    """An update of the software must not lower what is asked for, unless somebody says so."""
+    return before if wished is None else wished
 
 
 def described(path: Path) -> dict[str, Any]:

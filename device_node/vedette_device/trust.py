@@ -31,9 +31,19 @@ from vedette_device.verified_release import Revocation, VerifiedRelease, Verifie
 from vedette_schemas import codec
 from vedette_schemas.codec import Message
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
-from vedette_schemas.model import MODEL_BYTES_MAX, ReleaseTarget, Variant, parse_custom, target_path
+from vedette_schemas.model import (
+    MODEL_BYTES_MAX,
+    Digest,
+    ReleaseTarget,
+    Task,
+    Variant,
+    parse_custom,
+    target_path,
+)
 from vedette_schemas.topics import Topics
 from vedette_schemas.trust import (
+    REVOKED_FILES_MAX,
+    REVOKED_MAX,
     ROOT_BYTES_MAX,
     ROOT_ROTATIONS_MAX,
     SNAPSHOT_BYTES_MAX,
@@ -60,11 +70,19 @@ class RetainedMemory(dict[str, bytes]):
         return self[topic]
 
 
+class _Revoked(Message):
+    """What a task's newest verified role revokes."""
+
+    metadata_version: tuple[int, int]
+    sha256: Annotated[tuple[Digest, ...], Field(max_length=REVOKED_MAX * REVOKED_FILES_MAX)]
+
+
 class _Freshness(Message):
-    """What survives a restart beside the metadata: until when they are fresh, and how late it is at least."""
+    """What survives a restart beside the metadata: until when they are fresh, how late it is, and what is revoked."""
 
     fresh_until_s: Annotated[float, Field(ge=0)] = 0.0
     clock_floor_s: Annotated[float, Field(ge=0)] = 0.0
+    revoked: Annotated[dict[Task, _Revoked], Field(max_length=TASKS_MAX)] = Field(default_factory=dict)
 
 
 class TrustClient:
@@ -116,6 +134,8 @@ class TrustClient:
                 "the aggregator by a way that you trust"
             ) from fault
         self._freshness = self._load_freshness()
+        for task, known in self._freshness.revoked.items():
+            self._revoked[task] = Revocation(task, known.metadata_version, frozenset(known.sha256))
         try:
             for path in self._metadata.iterdir():
                 if path.is_file() and path.suffix != ".json":
@@ -199,7 +219,10 @@ class TrustClient:
         return self.downloads(target, held)
 
     def revoked(self, task: str) -> Revocation:
-        """What the newest verified metadata of a task revoke; nothing before the first refresh."""
+        """What the newest verified metadata of a task revoke, also after a restart without a broker.
+
+        Nothing before the first refresh.
+        """
         return self._revoked.get(task, Revocation(task, (0, 0), frozenset()))
 
     def _refresh(self) -> list[VerifiedRelease]:
@@ -275,7 +298,12 @@ class TrustClient:
         Never later than the metadata's own expiry: a clock that ran wild once must not lock out what is signed after.
         """
         floor = max(self._freshness.clock_floor_s, min(self._clock(), self._freshness.fresh_until_s))
-        self._freshness = self._freshness.model_copy(update={"clock_floor_s": floor})
+        revoked = {
+            task: _Revoked(metadata_version=each.metadata_version, sha256=tuple(sorted(each.sha256)))
+            for task, each in self._revoked.items()
+            if task in self._tasks
+        }
+        self._freshness = self._freshness.model_copy(update={"clock_floor_s": floor, "revoked": revoked})
         with suppress(TransientError):  # a full disk must not hide what the refresh itself found
             write_durable(self._freshness_file, codec.pack_json(self._freshness))
 

@@ -28,6 +28,7 @@ from vedette_device.update_events import (
     FallBack,
     FetchFailed,
     InstalledModel,
+    ReleasesRevoked,
     ReportState,
     SelfTest,
     SelfTestFailed,
@@ -102,6 +103,10 @@ class Updates:
     async def start(self, carry_out: CarryOut) -> None:
         """Look at the slots, and run what is in them."""
         await carry_out(self.machine.handle(BootedWith(self._slots.view()), time.time()))
+        revocation = self._trust.revoked(self.task)
+        if revocation.sha256:
+            # The process may have ended between the metadata and the machine, which was waiting for a download.
+            await carry_out(self.machine.handle(ReleasesRevoked(revocation), time.time()))
         if self.active is not None:
             if self.machine.phase is Phase.TRIAL:
                 self._trial = (self.active, 0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from release_site import START, Site
+from release_site import START, Site, describe, release_files
 
 from vedette import toml_writer
 from vedette.main import main
@@ -37,6 +37,7 @@ from vedette_device.command_machine import CommandMachine, CommandReceived, Reca
 from vedette_device.intake import Intake
 from vedette_schemas.alert import Alert, AlertModel, AlertState, Severity
 from vedette_schemas.errors import PeerError
+from vedette_schemas.model import Variant
 from vedette_schemas.telemetry import ActiveModel, ColumnDrift, DetectorReport, DeviceState, DriftReport, Telemetry
 from vedette_schemas.topics import Topics
 
@@ -187,6 +188,29 @@ def test_a_release_on_which_everybody_fires_is_taken_back(tmp_path: Path, vedett
     (event,) = Lineage(aggregator.database.path).events("network", 2)
     assert event.what == "rolled back"
     assert "to 1: 3 of 6 devices on release 2" in event.details
+
+
+def test_a_rollback_goes_to_the_parent_and_not_to_what_was_left_before(tmp_path: Path) -> None:
+    """Release 2 was gone back from; 3 was made from 1, and is bad, too."""
+    aggregator = Aggregator(tmp_path, ON)
+    registry = aggregator.site.registry
+    registry.rollback("network", 1, START)
+    files = release_files("network", 3)
+    parent = registry.listed("network", 1)[Variant.WEIGHTS].sha256
+    registry.publish("network", 3, files, describe("network", 3, files, parent), START)
+
+    async def story() -> None:
+        for device in DEVICES:
+            await aggregator.report(device, False, version=1)
+        await aggregator.watch.active("network", 3, NOW, fresh=True)
+        for device in DEVICES:
+            await aggregator.report(device, False, version=3)
+        for device in DEVICES[:3]:
+            await aggregator.fire(device, 3)
+
+    asyncio.run(story())
+    assert registry.versions("network") == (1, 2, 3)
+    assert registry.active("network") == 1
 
 
 def test_a_drifting_device_is_asked_and_believes_only_that(tmp_path: Path, vedette: Callable[..., str]) -> None:

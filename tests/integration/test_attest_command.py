@@ -125,6 +125,12 @@ def test_a_policy_counts_up_keeps_what_was_good_and_denies(vedette: Vedette, tmp
     ok(new_policy(vedette, site))
     assert verdict(vedette, site, evidence)["rule"] == "denied-software", "what is denied stays denied"
     ok(new_policy(vedette, site, "--deny-version", "vedette=6.6.6", "--deny-version", "dependency/msgpack=0.1"))
+    ok(new_policy(vedette, site, "--tier", "1", "--tier-unmask", "2"))
+    ok(new_policy(vedette, site))
+    last = json.loads(ok(vedette("show", policy)).out)
+    assert (last["tier_contribute"], last["tier_unmask"]) == (1, 2), "an update of the software lowers no tier"
+    ok(new_policy(vedette, site, "--tier", "0"))
+    assert json.loads(ok(vedette("show", policy)).out)["tier_contribute"] == 0
     fifth = {r["component"]: r for r in json.loads(ok(vedette("show", policy)).out)["references"]}
     assert fifth["vedette"]["versions_denied"] == ["6.6.6"]
     assert fifth["dependency/msgpack"]["versions_denied"] == ["0.1"]

@@ -231,6 +231,21 @@ def test_a_restart_between_release_and_record_loses_neither(tmp_path: Path) -> N
     assert len(found[1].verdicts) == 7
 
 
+def test_a_child_of_what_was_gone_back_from_is_not_released(tmp_path: Path) -> None:
+    """The gate holds it against its parent, which is the bad one: a rollback must not be undone by its child."""
+    site = Site(tmp_path, holdouts=False)
+    first = site.start.weights + site.trained(site.start.weights, 1)
+    assert site.release(site.candidate(1, 0, first)) == 1
+    child = site.candidate(2, 1, first + site.trained(first, 2))
+    site.registry.rollback(TASK, 0, NOW + 5)
+    with pytest.raises(RefusedError, match="found release 0 active, expected its parent 1") as refused:
+        site.release(child)
+    assert refused.value.rule == "parent"
+    assert (site.registry.active(TASK), site.registry.versions(TASK)) == (0, (0, 1))
+    assert [(d.round, d.outcome) for d in Lineage(site.state).all(TASK)][-1] == (2, "failed")
+    assert site.release(site.candidate(3, 0, first + site.trained(first, 3))) == 2
+
+
 @pytest.mark.parametrize(("mode", "verdicts"), [("watch", 7), ("off", 0)])
 def test_where_the_gate_does_not_enforce_the_release_is_made(tmp_path: Path, mode: str, verdicts: int) -> None:
     site = Site(tmp_path, mode)

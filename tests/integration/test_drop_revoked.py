@@ -15,6 +15,7 @@ from vedette_device import model_slots, updates
 from vedette_device.model_slots import ModelSlots
 from vedette_device.update_events import DropRevoked
 from vedette_device.updates import Updates
+from vedette_device.verified_release import Revocation
 from vedette_schemas.errors import TransientError
 
 
@@ -48,11 +49,17 @@ async def nothing(effects: Any) -> None:
     """What the machine asks for at the start is not looked at here."""
 
 
+def trusting(*revoked: int) -> Any:
+    """What signed metadata on disk say: which releases are revoked."""
+    digests = frozenset(model(v).sha256 for v in revoked)
+    return SimpleNamespace(revoked=lambda task: Revocation(task, (1, 7), digests))
+
+
 def started(folder: Path, detector: Detector) -> Updates:
     slots = ModelSlots(folder)
     install(slots, 1)
     install(slots, 2)
-    made = Updates("gw", detector, folder, None, None, lambda: None)  # type: ignore[arg-type]
+    made = Updates("gw", detector, folder, None, trusting(), lambda: None)  # type: ignore[arg-type]
     asyncio.run(made.start(nothing))
     assert detector.runs == [2]
     return made
@@ -95,3 +102,22 @@ def test_a_full_disk_keeps_nothing_revoked_running(
     drop(made, 2, successor=1)
     assert detector.runs == [2, None, 1], "the last good one runs from its slot; the slots are mended at the next start"
     assert ModelSlots(tmp_path).view().active == model(2)
+
+
+def test_what_was_revoked_before_a_power_cut_does_not_run_at_an_offline_start(
+    tmp_path: Path, detector: Detector
+) -> None:
+    """The metadata were on disk already; the machine, busy with a download, had not heard of it."""
+    slots = ModelSlots(tmp_path)
+    install(slots, 1)
+    install(slots, 2)
+    made = Updates("gw", detector, tmp_path, None, trusting(2), lambda: None)  # type: ignore[arg-type]
+
+    async def carry_out(effects: Any) -> None:
+        for effect in effects:
+            if isinstance(effect, DropRevoked):
+                await made.special(effect)
+
+    asyncio.run(made.start(carry_out))
+    assert set(detector.runs) == {1}
+    assert ModelSlots(tmp_path).view().active == model(1)

@@ -370,3 +370,16 @@ def test_what_devices_are_told_of_stays_listed(site: Site) -> None:
         site.registry.publish("network", version, files, described, START, is_active=False, keep={1, 2})
     assert site.registry.active("network") == 0
     assert site.registry.versions("network") == (0, 1, 2, 6)
+
+
+def test_a_release_made_after_another_is_refused_once_that_is_left(tmp_path: Path) -> None:
+    """The check is under the lock: a rollback may come between the gate and the signature."""
+    site = Site(tmp_path, ["network"])
+    site.publish("network", 0)
+    site.publish("network", 1)
+    site.registry.rollback("network", 0, START)
+    files = release_files("network", 2)
+    with pytest.raises(RefusedError, match="expected its parent 1"):
+        site.registry.publish("network", 2, files, describe("network", 2, files), START, after=1)
+    site.registry.publish("network", 2, files, describe("network", 2, files), START, after=0)
+    assert site.registry.active("network") == 2

@@ -16,7 +16,7 @@ from tuf.api.metadata import Targets
 
 from vedette_aggregator.registry import Registry
 from vedette_device.model_slots import ModelSlots
-from vedette_schemas.errors import PeerError, RefusedError
+from vedette_schemas.errors import PeerError, RefusedError, TransientError
 from vedette_schemas.model import Variant
 from vedette_schemas.trust import REVOKED_FIELD, REVOKED_MAX
 
@@ -97,6 +97,9 @@ def test_the_last_release_stays(site: Site) -> None:
         (2, "x" * 201, (), "reason"),
         (9, "short", ("ab",), "digest"),
         (9, "upper", ("AB" * 32,), "digest"),
+        (9, "too many", tuple(f"{n:064x}" for n in range(9)), "digest"),
+        (-1, "no number", ("ab" * 32,), "digest"),
+        (2**53, "a device says so", ("ab" * 32,), "version"),
     ],
 )
 def test_what_cannot_be_revoked(site: Site, version: int, reason: str, digests: tuple[str, ...], rule: str) -> None:
@@ -205,3 +208,18 @@ def test_the_successor_must_have_been_confirmed_and_not_be_revoked_itself(tmp_pa
     install(slots, 3)
     install(slots, 4)
     assert slots.drop({model(3).sha256, model(4).sha256}, model(3).sha256) is None
+
+
+def test_what_is_revoked_is_known_after_a_restart_without_a_broker(site: Site) -> None:
+    site.deliver(site.registry.revoke("network", 2, "floods alerts", site.now))
+    device = site.device()
+    device.refresh()
+    known = device.revoked("network")
+    assert len(known.sha256) == 2
+    site.retained.clear()
+    again = site.device()
+    assert again.revoked("network") == known
+    with pytest.raises(TransientError):
+        again.refresh()
+    assert again.revoked("network") == known
+    assert site.device("new").revoked("network").sha256 == frozenset()

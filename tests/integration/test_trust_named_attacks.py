@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from release_site import SCHEMA, Site, describe, release_files
 from release_thief import Thief, with_releases
-from tuf.api.metadata import Metadata, TargetFile, Targets
+from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, TargetFile, Targets
 
 from vedette_aggregator.registry_files import RepositoryState, meta_file
 from vedette_core.machine import Count, Note
@@ -175,6 +176,36 @@ def test_key_compromise_timestamp_and_snapshot_keys_make_no_release(site: Site) 
     assert [r.task for r in device.refresh()] == ["sensor"]
     with pytest.raises(PeerError, match="too few valid signatures"):
         device.release("network")
+
+
+def test_key_compromise_one_tasks_release_key_speaks_for_no_other_task(site: Site) -> None:
+    """Snapshot, timestamp and one task's release key: its role delegates the name of another role to the thief.
+
+    python-tuf before 7.0.1 took such a role for the one that the site delegated.
+    """
+    thief, own = Thief(site), CryptoSigner.generate_ed25519()
+    state = thief.files.load()
+    network, sensor = copy.deepcopy(state.roles["network"]), copy.deepcopy(state.roles["sensor"])
+    role = DelegatedRole("sensor", [own.public_key.keyid], 1, True, ["network/*/*"])
+    network.delegations = Delegations({own.public_key.keyid: own.public_key}, {"sensor": role})
+    network.targets.clear()  # so that the search goes on into what it delegates
+    network.version += 1
+    sensor.version += 1
+    sensor.targets["sensor/0/int8"].hashes["sha256"] = "ab" * 32
+    forged: Metadata[Targets] = Metadata(sensor)
+    forged.sign(own)
+    data = {"network": thief.files.sign(network, "network", state.targets), "sensor": forged.to_bytes()}
+
+    def name_them(changed: RepositoryState) -> None:
+        for task, signed in data.items():
+            changed.snapshot.meta[f"{task}.json"] = meta_file(sensor.version, signed)
+
+    thief.sign_top(name_them)
+    thief.show({f"{sensor.version}.{task}.json": signed for task, signed in data.items()})
+    device = site.device(tasks=("network", "sensor"))
+    assert device.refresh() == []
+    with pytest.raises(PeerError, match="too few valid signatures"):
+        device.release("sensor")
 
 
 def test_key_compromise_one_of_two_root_keys_makes_no_root(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from release_site import HOUR, START, TASKS, describe, release_files
 from test_model_command import Site as ModelSite
-from tuf.api.metadata import Metadata, Targets
+from tuf.api.metadata import Delegations, Metadata, Targets
 
 from vedette.exit_codes import ExitCode
 from vedette_aggregator.ceremony_keys import make_key, read_public, read_signer
@@ -30,6 +30,7 @@ from vedette_device.trust import RetainedMemory, TrustClient
 from vedette_schemas.errors import PeerError, RefusedError
 from vedette_schemas.model import Variant
 from vedette_schemas.topics import Topics
+from vedette_schemas.trust import REVOKED_FIELD, REVOKED_MAX
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +225,62 @@ def test_revocations_are_not_taken_back(site: Site) -> None:
     files = release_files("network", 8)
     with pytest.raises(AwaitsValidatorError):
         site.registry.publish("network", 8, files, describe("network", 8, files), START)
-    assert "revocations taken back" in altered(site, lambda role: role.unrecognized_fields.clear())
+    assert "1 revocations taken back" in altered(site, lambda role: role.unrecognized_fields.clear())
+
+
+def revoke_all(role: Targets, entries: Sequence[tuple[int, str]]) -> None:
+    role.unrecognized_fields[REVOKED_FIELD] = [
+        {"version": version, "sha256": [digest], "reason": "out of spite"} for version, digest in entries
+    ]
+
+
+def test_revocations_are_not_pushed_out_by_others(site: Site) -> None:
+    """A thief with the release key fills the list, so that what was revoked is sound again."""
+    site.release(0)
+    site.release(1)
+    with pytest.raises(AwaitsValidatorError):
+        site.registry.revoke("network", 1, "floods alerts", START)
+    site.validator.look(START)
+    assert site.registry.complete(START)
+    site.propose(2)
+    flood = [(n, hashlib.sha256(str(n).encode()).hexdigest()) for n in range(REVOKED_MAX)]
+    assert "1 revocations taken back and 64 new ones" in altered(site, lambda role: revoke_all(role, flood))
+
+
+def test_what_was_revoked_is_not_signed_again_under_another_number(site: Site) -> None:
+    site.release(0)
+    site.release(1)
+    with pytest.raises(AwaitsValidatorError):
+        site.registry.revoke("network", 1, "floods alerts", START)
+    site.validator.look(START)
+    assert site.registry.complete(START)
+    digest = site.registry.revoked("network")[0].sha256[0]
+    site.propose(2)
+
+    def change(role: Targets) -> None:
+        role.targets["network/2/int8"].hashes["sha256"] = digest
+
+    assert "releases [2] listed and revoked" in altered(site, change)
+
+
+def test_what_devices_run_is_not_revoked_beside_it(site: Site) -> None:
+    """Devices would run nothing: the release that they are to go to is revoked, too."""
+    site.release(0)
+    site.propose(1)
+    int8 = hashlib.sha256(release_files("network", 0)[Variant.INT8]).hexdigest()
+    assert "releases [0] listed and revoked" in altered(site, lambda role: revoke_all(role, [(0, int8)]))
+
+
+def test_a_new_release_has_weights_and_a_plan(site: Site) -> None:
+    """Else the checks themselves would fail, and with them those of every other task."""
+    site.propose(0)
+    assert "no weights or no plan" in altered(site, lambda role: role.targets.pop("network/0/weights"))
+
+
+def test_the_last_release_stays(site: Site) -> None:
+    site.release(0)
+    site.propose(1)
+    assert "no release left" in altered(site, lambda role: role.targets.clear())
 
 
 @pytest.mark.parametrize(
@@ -234,6 +290,9 @@ def test_revocations_are_not_taken_back(site: Site) -> None:
         (lambda role: setattr(role, "expires", role.expires.replace(year=2099)), "at most 90 days"),
         (lambda role: [t.custom.update(active=False) for t in role.targets.values()], "active releases"),
         (lambda role: role.targets["network/0/int8"].custom.update(version=5), "expected its own path"),
+        (lambda role: setattr(role, "delegations", Delegations({}, {})), "found delegations in its role"),
+        (lambda role: role.unrecognized_fields.update({"x-vedette-beacon": {}}), "found x-vedette-beacon in its role"),
+        (lambda role: role.targets["network/0/int8"].hashes.update(sha512="ab" * 64), "expected sha256"),
     ],
 )
 def test_what_else_is_refused(site: Site, change: Callable[[Targets], None], said: str) -> None:
@@ -245,6 +304,16 @@ def test_missing_or_altered_bytes_are_refused(site: Site) -> None:
     site.propose(0)
     path = site.repository / "artifacts" / hashlib.sha256(release_files("network", 0)[Variant.WEIGHTS]).hexdigest()
     path.write_bytes(b"other")
+    (looked,) = site.validator.look(START)
+    assert "found bytes with digest" in looked.refused
+
+
+def test_no_more_of_a_file_is_read_than_one_can_have(site: Site) -> None:
+    """A hostile aggregator must not fill the validator's memory: 64 GB that take no room on the disk."""
+    site.propose(0)
+    path = site.repository / "artifacts" / hashlib.sha256(release_files("network", 0)[Variant.WEIGHTS]).hexdigest()
+    with path.open("wb") as file:
+        file.truncate(1 << 36)
     (looked,) = site.validator.look(START)
     assert "found bytes with digest" in looked.refused
 
@@ -321,3 +390,43 @@ def test_the_command_looks_once(site: Site) -> None:
     assert ran.returncode == ExitCode.CHECK_FAILED, ran.stderr
     assert "network, role 2: release network 0: weights:" in ran.stdout
     assert not site.registry.complete(START)
+
+
+def kept_proposal(site: Site, path: Path) -> dict[str, bytes]:
+    """What lies in the folder about one proposal: it can be copied by whoever reads the share."""
+    name = path.name.removesuffix(".json")
+    return {kind: path.with_name(f"{name}{kind}").read_bytes() for kind in (".json", ".signature.json")}
+
+
+def test_an_old_role_that_both_signed_does_not_come_back_as_the_next_one(site: Site) -> None:
+    """Whoever writes into the folder can only delay: old signatures stay good, and must not count for a new number."""
+    site.release(0)
+    site.propose(1)
+    old = site.proposal()
+    site.validator.look(START)
+    kept = kept_proposal(site, old)
+    assert site.registry.complete(START)
+    site.release(2)
+    with pytest.raises(AwaitsValidatorError):
+        site.registry.revoke("network", 2, "floods alerts", START)
+    site.validator.look(START)
+    assert site.registry.complete(START)
+    before = RepositoryFiles(site.repository).load().roles["network"].version
+    for kind, data in kept.items():
+        (site.repository / "proposals" / f"{before + 1}.network{kind}").write_bytes(data)
+    assert not site.registry.complete(START)
+    assert RepositoryFiles(site.repository).load().roles["network"].version == before
+    assert [r.version for r in site.registry.revoked("network")] == [2], "nothing is taken back"
+    site.release(3)
+    assert [r.version for r in site.device().refresh()] == [3]
+
+
+def test_a_refused_renewal_does_not_stop_the_timestamp(site: Site) -> None:
+    """Else one refusal in the folder would let every file of the site run out within a day."""
+    site.release(0)
+    later = START + 46 * 24 * HOUR
+    site.registry.refresh_timestamp(later)
+    folder = Countersigning(RepositoryFiles(site.repository))
+    for path, _, _ in folder.waiting():
+        folder.answer(path, Verdict(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), reason="out of spite"))
+    assert site.registry.refresh_timestamp(later + 13 * HOUR)

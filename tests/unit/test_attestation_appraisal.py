@@ -134,6 +134,12 @@ BAD: list[tuple[str, str, Callable[[], Any], dict[str, Any]]] = [
     ),
     ("a layer left out", "missing-software", lambda: an_evidence(1, **booted(LAYERS[1:])), {}),
     ("a layer too many", "unknown-software", lambda: an_evidence(1, **booted((*LAYERS, ("shim", digest("s"))))), {}),
+    (
+        "a bad kernel that vouches for a good one",
+        "boot-chain",
+        lambda: an_evidence(1, **booted((LAYERS[0], ("kernel", digest("kernel 2")), LAYERS[1]))),
+        {},
+    ),
     # A TPM.
     ("a TPM of nobody", "not-enrolled", lambda: an_evidence(2), {"enrolment": None}),
     (

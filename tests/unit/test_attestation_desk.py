@@ -13,10 +13,10 @@ import pytest
 from attestation_parts import a_claims, a_policy, digest
 from cryptography import x509
 
-from vedette_aggregator.attestation_desk import AttestationDesk
+from vedette_aggregator.attestation_desk import POLICY_KEY, AttestationDesk
 from vedette_aggregator.attestation_keys import load_public, load_signer, make_key
 from vedette_aggregator.claimed_identity import learn
-from vedette_aggregator.enrolments import PASSPORT_PREFIX, WITHDRAWN
+from vedette_aggregator.enrolments import PASSPORT_PREFIX, WITHDRAWN, Enrolments
 from vedette_aggregator.settings import AttestationSection
 from vedette_broker import ca
 from vedette_core.attestation.passport import issue_passport
@@ -270,6 +270,20 @@ def test_refused_evidence_withdraws_what_was_there(office: Office) -> None:
     desk.admit(good, office.now)
 
 
+def test_what_is_forgotten_of_a_device_makes_no_old_passport_good_again(office: Office) -> None:
+    desk = office.desk()
+    good = office.check_in(office.attested(desk).passport)
+    assert office.attested(desk, dbgstat=0).rule == "debug"
+    Enrolments(office.store).forget(DEVICE)
+    assert rule_at(desk, good, office.now) == "passport-withdrawn"
+    assert office.attested(desk, dbgstat=0).rule == "debug"
+    desk = office.desk()
+    assert rule_at(desk, good, office.now) == "passport-withdrawn", "nor after a restart"
+    again = office.attested(desk, bootcount=1)
+    assert again.rule == "", "it begins again with lower counts"
+    desk.admit(office.check_in(again.passport), office.now)
+
+
 def test_a_helper_needs_the_tier_of_helpers(office: Office) -> None:
     office.put_policy(tier_unmask=1)
     desk = office.desk()
@@ -310,7 +324,9 @@ def test_a_newer_policy_counts_at_once_and_asks_everybody(office: Office) -> Non
 
 
 @pytest.mark.parametrize(
-    "changes", [{"version": 2}, {"version": 9, "by": "other.key"}, {"version": 9, "site": "plant-2"}], ids=str
+    "changes",
+    [{"version": 2}, {"denied": (bytes(32),)}, {"version": 9, "by": "other.key"}, {"version": 9, "site": "plant-2"}],
+    ids=str,
 )
 def test_another_policy_leaves_the_one_in_force(
     office: Office, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -333,6 +349,18 @@ def test_an_older_policy_is_refused_after_a_restart_too(office: Office) -> None:
     with pytest.raises(RefusedError) as caught:
         office.desk()
     assert caught.value.rule == "older-policy"
+
+
+def test_another_policy_of_the_same_version_is_refused_after_a_restart_too(office: Office) -> None:
+    """The passports of the first would count on, whatever the second denies."""
+    office.desk()
+    office.desk()
+    office.put_policy(denied=(bytes(32),))
+    with pytest.raises(RefusedError, match="another one of version 3") as caught:
+        office.desk()
+    assert caught.value.rule == "older-policy"
+    office.store.put(POLICY_KEY, b"3")
+    office.desk()  # a state from before digests were kept says nothing of it
 
 
 def test_settings_that_cannot_work_are_said(office: Office) -> None:

@@ -29,6 +29,7 @@ class Releasing(AggregatorService):
     def __init__(self, release: Callable[[], None]) -> None:
         self.attempts = 0
         self.heard: list[Event] = []
+        self.followed: list[str] = []
         self._metrics = Metrics(AGGREGATOR_METRICS)
 
         def attempt(*_: object) -> tuple[Released, Publication]:
@@ -37,20 +38,24 @@ class Releasing(AggregatorService):
                 release()
             return RELEASED, Publication({}, {})
 
+        self._machines, self._suspicion_min = {"network": None}, {"network": 0.0}  # type: ignore[dict-item]
         self._releases = {"network": SimpleNamespace(release=attempt)}  # type: ignore[dict-item]
 
     def _put_out(self, publication: Publication) -> None:
         pass
 
-    def _show_protection(self, task: str) -> None:
-        pass
-
     async def _handle(self, task: str, event: Event) -> None:
         self.heard.append(event)
+
+    async def _follow_active(self, task: str) -> None:
+        assert isinstance(self.heard[-1], Released | ReleaseFailed), "while it is being made nothing is followed"
+        self.followed.append(task)
+        raise ConfigError("a damaged repository ends no rounds")
 
 
 def failing(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> Releasing:
     monkeypatch.setattr(service_module, "RELEASE_RETRY_S", 0.0)
+    monkeypatch.setattr(service_module, "show_protection", lambda *_: None)
 
     def raising() -> None:
         raise fault
@@ -64,6 +69,7 @@ def failing(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> Releasing:
 def test_what_can_be_mended_is_waited_for(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     service = failing(fault, monkeypatch)
     assert (service.attempts, service.heard) == (2, [RELEASED])
+    assert service.followed == ["network"], "it may be gone back from already, if a crash came behind its publication"
 
 
 @pytest.mark.parametrize("fault", [RefusedError("no", rule="limit"), KeyError("tensor"), MemoryError()])
@@ -73,3 +79,4 @@ def test_what_would_fail_again_ends_the_round_and_not_all_rounds(
     service = failing(fault, monkeypatch)
     assert service.attempts == 1
     assert [type(event) for event in service.heard] == [ReleaseFailed]
+    assert service.followed == ["network"], "people may have gone back meanwhile: the next round begins from there"

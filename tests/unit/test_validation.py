@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gate_parts import NETWORK, SCHEMA, attack, holdouts, limits, trained, windows
 
+from vedette_aggregator import validation
 from vedette_aggregator.artifacts import build_artifacts
 from vedette_aggregator.holdouts import Benign, Holdouts
 from vedette_aggregator.validation import (
@@ -114,6 +115,14 @@ def test_the_worst_cohort_decides_and_is_named() -> None:
     }
     assert loss.cohort == max(ratios, key=lambda name: ratios[name])
     assert verdict.figures["holdout_loss_ratio"] == pytest.approx(max(ratios.values()), rel=1e-4)
+
+
+@pytest.mark.parametrize("values", [(0.1, np.nan), (np.nan, 0.1), (np.nan, 5.0), (0.1, np.inf)])
+def test_what_is_no_number_is_the_worst_cohort_wherever_it_stands(values: tuple[float, ...]) -> None:
+    looks = [validation._Look(value, 1.0, str(value), "1") for value in values]
+    found = validation._worst(Validator.LOSS, looks, {})
+    assert found.outcome is Outcome.REJECT
+    assert found.found in ("nan", "inf")
 
 
 def test_false_positives_are_those_of_windows_that_did_not_calibrate() -> None:

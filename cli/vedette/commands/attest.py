@@ -42,10 +42,18 @@ def reference(
         list[Path] | None,
         typer.Option("--from", help="Evidence of a node that you trust, instead of what runs here; may be repeated."),
     ] = None,
-    tier: Annotated[int, typer.Option("--tier", min=0, max=2, help="Least tier of a device that contributes.")] = 0,
+    tier: Annotated[
+        int | None,
+        typer.Option(
+            "--tier", min=0, max=2, help="Least tier of a device that contributes; by default as before, or 0."
+        ),
+    ] = None,
     tier_unmask: Annotated[
-        int, typer.Option("--tier-unmask", min=0, max=2, help="Least tier of a committee helper.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--tier-unmask", min=0, max=2, help="Least tier of a committee helper; by default as before, or 0."
+        ),
+    ] = None,
     boot: Annotated[
         list[str] | None, typer.Option("--boot", help="A boot layer that is good: NAME=FILE; may be repeated.")
     ] = None,

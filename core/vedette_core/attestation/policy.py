@@ -82,12 +82,18 @@ def check_software(policy: AttestationPolicy, measured: Iterable[Measurement], w
 
 
 def check_layers(policy: AttestationPolicy, layers: Iterable[BootLayer], whose: str) -> None:
-    """Check the layers of a boot chain; every layer must be listed, and every listed one be there.
+    """Check the layers of a boot chain; every layer must be listed, and every listed one be there, each once.
+
+    A layer says itself what comes behind it: one that is not good could vouch for a good one of its own name.
 
     Raises:
-        RefusedError: ``denied-software unknown-software missing-software``.
+        RefusedError: ``boot-chain denied-software unknown-software missing-software``.
     """
-    found = {f"boot/{layer.name}": layer.measurement for layer in layers}
+    found: dict[str, bytes] = {}
+    for layer in layers:
+        if f"boot/{layer.name}" in found:
+            raise refusal("boot-chain", whose, f"layer {layer.name} twice", "each layer once")
+        found[f"boot/{layer.name}"] = layer.measurement
     _check_hardware(policy, "boot/", found, "unknown-software", whose)
 
 
