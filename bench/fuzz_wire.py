@@ -28,7 +28,19 @@ from vedette_core.learning.spec import flow_spec
 from vedette_core.learning.weights_file import WeightsFile, read_weights, write_weights
 from vedette_core.secagg.aggregator import Unmasking, UploadEvidence
 from vedette_device.intake import Intake as DeviceIntake
-from vedette_schemas import alert, attestation, codec, command, enrolment, envelope, model, secagg, telemetry, trust
+from vedette_schemas import (
+    alert,
+    attestation,
+    codec,
+    command,
+    enrolment,
+    envelope,
+    model,
+    rollout,
+    secagg,
+    telemetry,
+    trust,
+)
 from vedette_schemas import round as rounds
 from vedette_schemas.codec import Message
 from vedette_schemas.envelope import Envelope, unseal
@@ -42,7 +54,7 @@ NOW_S: Final = 1_770_000_000.0
 
 CLASSES: Final[dict[str, type[Message]]] = {
     found.__name__: found
-    for module in (alert, attestation, command, enrolment, model, rounds, secagg, telemetry, trust)
+    for module in (alert, attestation, command, enrolment, model, rollout, rounds, secagg, telemetry, trust)
     for found in vars(module).values()
     if isinstance(found, type) and issubclass(found, Message) and found is not Message
 }

@@ -17,6 +17,7 @@ def show_zeros(metrics: Metrics, tasks: Sequence[str]) -> None:
         metrics: the aggregator's.
         tasks: its tasks.
     """
+    metrics.inc("attestations", "accepted", by=0)
     for task in tasks:
         for severity, kind in product(Severity, ("magnitude", "sustained")):
             metrics.inc("alerts_received", task, severity.value, kind, AlertState.OPEN.value, by=0)

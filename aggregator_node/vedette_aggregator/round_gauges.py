@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vedette_aggregator.aggregation import Candidate
 from vedette_aggregator.round_machine import RoundMachine
 from vedette_core.runtime.metrics import Metrics
 from vedette_schemas.round import Phase
@@ -14,6 +15,17 @@ def show_round(metrics: Metrics, task: str, machine: RoundMachine) -> None:
     metrics.set("round_number", task, value=machine.round)
     for phase in Phase:
         metrics.set("round_phase", task, phase.value, value=float(machine.state.value == phase.value))
+
+
+def show_release(metrics: Metrics, task: str, version: int, candidate: Candidate) -> None:
+    """What a round came to."""
+    metrics.inc("releases", task)
+    metrics.set("release_version", task, value=version)
+    for stage in ("before", "after"):
+        loss = candidate.metrics.get(f"loss_{stage}")
+        if loss is not None:
+            metrics.set("round_loss", task, stage, value=loss)
+    metrics.set("round_participants", task, value=len(candidate.contributors))
 
 
 def show_protection(metrics: Metrics, task: str, machine: RoundMachine, suspicion_min: float) -> None:

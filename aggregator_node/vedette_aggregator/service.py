@@ -44,7 +44,7 @@ from vedette_aggregator.round_events import (
     UploadReceived,
     VoteReceived,
 )
-from vedette_aggregator.round_gauges import show_protection, show_round
+from vedette_aggregator.round_gauges import show_protection, show_release, show_round
 from vedette_aggregator.round_machine import RoundMachine
 from vedette_aggregator.round_messages import RoundMessages
 from vedette_aggregator.round_secrets import RoundSecrets
@@ -414,13 +414,7 @@ class AggregatorService:
             else:
                 break
         self._put_out(publication)
-        self._metrics.inc("releases", task)
-        self._metrics.set("release_version", task, value=released.version)
-        for stage in ("before", "after"):
-            loss = effect.candidate.metrics.get(f"loss_{stage}")
-            if loss is not None:
-                self._metrics.set("round_loss", task, stage, value=loss)
-        self._metrics.set("round_participants", task, value=len(effect.candidate.contributors))
+        show_release(self._metrics, task, released.version, effect.candidate)
         show_protection(self._metrics, task, self._machines[task], self._suspicion_min[task])
         await self._end_release(task, released)
 
@@ -429,7 +423,7 @@ class AggregatorService:
         try:
             # What people went back from or revoked meanwhile was not followed then; nor, if a crash came behind the
             # publication, while this process was away.
-            await self._follow_active(task)
+            await self._follow_releases(task)
         except VedetteError as error:
             log.error("release of %s: %s", task, error)
 
