@@ -70,7 +70,7 @@ class Revocation:
     """
 
     task: str
-    metadata_version: MetadataVersion
+    metadata_version: tuple[int, int]
     sha256: frozenset[str]
 
 

@@ -47,7 +47,7 @@ class Releasing(AggregatorService):
     async def _handle(self, task: str, event: Event) -> None:
         self.heard.append(event)
 
-    async def _follow_active(self, task: str) -> None:
+    async def _follow_releases(self, task: str) -> None:
         assert isinstance(self.heard[-1], Released | ReleaseFailed), "while it is being made nothing is followed"
         self.followed.append(task)
         raise ConfigError("a damaged repository ends no rounds")
