@@ -174,7 +174,7 @@ class Releases:
             now,
             is_active=is_active,
             keep=staging.kept(name) if staging else (),
-            # A candidate's parent may be one itself; the rollout machine withdraws what was made from one that was left.
+            # A candidate's parent may be one itself; the rollout machine withdraws what was made from one it left.
             after=candidate.parent_version if is_active else None,
         )
         self._record(candidate, version)
