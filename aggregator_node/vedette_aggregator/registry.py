@@ -164,6 +164,8 @@ class Registry:
     def activate(self, task: str, to_version: int, now: float) -> Publication:
         """Make a kept release the active one, in new metadata; durable before this returns.
 
+        Where it is active already, a proposal of another that still waits for a validator is taken back.
+
         Raises:
             RefusedError: it is not one of the releases that are kept.
             TransientError, ConfigError: as `publish`.
@@ -181,6 +183,7 @@ class Registry:
             contents = _contents(releases, to_version, revoked_of(role))
             digests = {d for shown in shown_releases(releases_of(contents)) for d in lengths_of(shown)}
             if active_version(releases) == to_version:
+                self._countersigning.take_back(state, task, to_version)
                 return self._current(state, task, digests)
             artifacts = {d: self._files.artifact(d) for d in sorted(digests)}
             return self._commit(state, now, {task: contents}, artifacts)
@@ -188,7 +191,7 @@ class Registry:
     def revoke(self, task: str, version: int, reason: str, now: float, digests: Collection[str] = ()) -> Publication:
         """Revoke a release for good: it is no longer listed, its digests are, and no device runs them again.
 
-        If it was the active one, the newest of those that are left becomes active.
+        If it was the active one, the newest older one becomes active.
 
         Args:
             task: the task.
@@ -272,6 +275,15 @@ class Registry:
             roles = {task: Metadata[Targets].from_bytes(data).signed for task, data in settled.items()}
             self._commit_signed(state, now, roles, {}, settled)
         return self.retained()
+
+    def take_back(self, task: str) -> None:
+        """Take a new release back that is proposed, and that no validator has signed yet; nothing if there is none.
+
+        Raises:
+            TransientError, ConfigError: as `publish`.
+        """
+        with self._files.locked():
+            self._countersigning.take_back_release(self._files.load(), task)
 
     def retained(self) -> Publication:
         """Everything that must be on retained topics now: publish it whenever the aggregator reconnects.

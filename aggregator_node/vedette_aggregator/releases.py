@@ -163,17 +163,36 @@ class Releases:
         files = {variant: artifact.data for variant, artifact in artifacts.items()} | {Variant.PLAN: plan}
         custom = {v: self._describe(v, version, candidate, plan_digest) for v in files}
         staging, name = self.staging, self._task.task
-        publication = self._registry.publish(
-            name,
-            version,
-            files,
-            custom,
-            now,
-            is_active=staging is None or not staging.is_staged(name, version),
-            keep=staging.kept(name) if staging else (),
-        )
+        try:
+            publication = self._registry.publish(
+                name,
+                version,
+                files,
+                custom,
+                now,
+                is_active=staging is None or not staging.is_staged(name, version),
+                keep=staging.kept(name) if staging else (),
+            )
+        except RefusedError as fault:
+            if fault.rule == "validator":
+                self.gate.refused(candidate, str(fault))
+            raise
         self._record(candidate, version)
         return Released(version, artifacts[Variant.WEIGHTS].sha256, plan_digest), publication
+
+    def give_up(self, candidate: Candidate, reason: str) -> tuple[Released, Publication] | None:
+        """Take the proposal of a candidate back that a validator says nothing of; its release if it was just signed.
+
+        Raises:
+            TransientError, ConfigError: as `release`.
+        """
+        self._registry.take_back(self._task.task)
+        done = self._released(candidate)
+        if done is None:
+            self.gate.refused(candidate, reason)
+            return None
+        self._record(candidate, done.version)
+        return done, self._registry.retained()
 
     def _build(self, candidate: Candidate, now: float) -> dict[Variant, Artifact]:
         try:

@@ -39,8 +39,9 @@ class Phase(StrEnum):
     ROLLED_BACK = "rolled-back"
 
 
-WATCHED: Final = (Phase.RUNNING, Phase.PAUSED)
-"""Devices run the candidate beside the baseline: what they report counts."""
+WATCHED: Final = (Phase.RUNNING, Phase.PAUSED, Phase.PROMOTING)
+"""Devices run the candidate beside the baseline: what they report counts. A promotion may wait for a validator's
+signature for days."""
 LIVE: Final = frozenset({Phase.WAITING, Phase.RUNNING, Phase.PAUSED, Phase.PROMOTING, Phase.REVERTING})
 
 Text = Annotated[str, Field(max_length=TEXT_MAX)]
@@ -149,6 +150,11 @@ class RolloutRecord(Message):
         """Whether a rollout is under way."""
         return self.phase in LIVE
 
+    @property
+    def to_activate(self) -> int | None:
+        """The release that signed metadata have yet to call active; None if all is as it should be."""
+        return {Phase.PROMOTING: self.candidate, Phase.REVERTING: self.baseline}.get(self.phase)
+
     def kept(self) -> frozenset[int]:
         """Releases that must stay listed: those that devices are told of, or soon will be."""
         told = (self.said.candidate, self.said.baseline) if self.said else ()
@@ -185,6 +191,18 @@ def record_key(task: str) -> str:
 def tallies_key(task: str) -> str:
     """Where the alerts are counted."""
     return f"rollout/{task}/tallies"
+
+
+def read_tallies(stored: bytes | None, rollout: int) -> Tallies:
+    """Alerts as they were counted on disk; anew where that is of another rollout, or damaged."""
+    if stored is not None:
+        try:
+            tallies = codec.unpack(Tallies, stored)
+        except PeerError:
+            return Tallies(rollout=rollout)
+        if tallies.rollout == rollout:
+            return tallies
+    return Tallies(rollout=rollout)
 
 
 def read_record(stored: bytes | None, task: str) -> RolloutRecord:
