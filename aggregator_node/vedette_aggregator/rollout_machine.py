@@ -163,6 +163,8 @@ class RolloutMachine:
             return []
         release = KnownRelease(version=event.version, sha256=event.sha256, parent=event.parent)
         known = (*(r for r in record.known if r.version != event.version), release)[-KNOWN_MAX:]
+        if event.sha256 in record.withdrawn:
+            return self._book.save(known=known)  # somebody went back from it: only a person tries it again
         if event.parent in record.withdrawn:
             out = self._book.save(known=known, withdrawn=(*record.withdrawn, event.sha256)[-WITHDRAWN_MAX:])
             note = self._note("warning", f"release {event.version} comes of a withdrawn one, and is withdrawn, too")

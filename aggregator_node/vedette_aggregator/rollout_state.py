@@ -164,6 +164,8 @@ class RolloutRecord(Message):
     def rounds_from(self, listed: Collection[int]) -> int:
         """Version that the next round starts from: the newest candidate that is not withdrawn, else the active one.
 
+        Where the active one is on its way back, it is the one that will be active.
+
         Args:
             listed: releases that the repository still has.
         """
@@ -172,7 +174,8 @@ class RolloutRecord(Message):
             for r in self.known
             if r.version > self.active and r.version in listed and r.sha256 not in self.withdrawn
         ]
-        return max(usable, default=self.active)
+        going_back = self.phase is Phase.REVERTING and self.baseline in listed
+        return max(usable, default=self.baseline if going_back else self.active)
 
 
 class Tallies(Message):
