@@ -31,6 +31,8 @@ PREFIX: Final = "attest/enrolment/"
 COUNTERS_PREFIX: Final = "attest/counters/"
 PASSPORT_PREFIX: Final = "attest/passport/"
 """The newest passport that the verifier made for a device, or `WITHDRAWN`."""
+REFUSAL_PREFIX: Final = "attest/refusal/"
+"""A device's newest evidence that was refused, for people: JSON with at_s, rule and detail."""
 WITHDRAWN: Final = b""
 """In the place of a passport: newer evidence of the device was refused."""
 
@@ -153,7 +155,7 @@ class Enrolments:
 
     def forget(self, device: str) -> None:
         """Forget a device's keys and counters: after a repair it may begin again with lower ones."""
-        for prefix in (PREFIX, COUNTERS_PREFIX, PASSPORT_PREFIX):
+        for prefix in (PREFIX, COUNTERS_PREFIX, PASSPORT_PREFIX, REFUSAL_PREFIX):
             self._store.put(prefix + device, None)
 
     def _put(self, enrolment: Enrolment) -> None:

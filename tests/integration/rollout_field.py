@@ -59,7 +59,7 @@ class OpenKeys:
     def sign(self, message: bytes) -> bytes:
         return bytes(64)
 
-    def verify(self, sender: str, message: bytes, signature: bytes) -> None:
+    def verify(self, sender: str, signature: bytes, data: bytes) -> None:
         return None
 
 
