@@ -42,14 +42,17 @@ def list_devices(
 
     table = Table(box=None, pad_edge=False, collapse_padding=True)
     # Numbers and words that always fit; what may be long stands below, one line a device.
-    for column in ("device", "status", "seen", "releases", "alerts", "rounds"):
+    cohorts = ("cohort",) if any(row["cohort"] for row in rows) else ()
+    for column in ("device", "status", *cohorts, "seen", "releases", "alerts", "rounds"):
         right = column in ("alerts", "rounds")
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for row in rows:
         models = " ".join(f"{task}:{about['version']}" for task, about in row["models"].items())
         rounds = sum(each["completed"] for each in row["participation"].values())
         seen = (row["seen"] or "–")[:16]
-        table.add_row(row["device"], row["status"], seen, models or "–", str(row["alerts"]), str(rounds))
+        kind = (row["cohort"] or "–",) if cohorts else ()
+        counts = (str(row["alerts"]), str(rounds))
+        table.add_row(row["device"], row["status"], *kind, seen, models or "–", *counts)
     Console().print(table)
     for row in rows:
         marks = _marks(row)
