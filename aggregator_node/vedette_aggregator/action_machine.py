@@ -53,10 +53,14 @@ class AlertOpened(Event):
 
 @dataclass(frozen=True, slots=True)
 class ReleaseActivated(Event):
-    """Another release is the active one; `fresh` tells a new one from one that was gone back to."""
+    """Another release is the active one; `fresh` tells a new one from one that was gone back to.
+
+    `promoted`: it was a rollout's candidate, has been told of as that, and is everybody's release from now on.
+    """
 
     version: int
     fresh: bool
+    promoted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +222,7 @@ class ActionMachine:
     # -- a release ----------------------------------------------------------------------------------------------------
 
     def _on_release(self, event: ReleaseActivated, now: float, out: list[Effect]) -> None:
-        if event.version == self._active[0]:
+        if event.version == self._active[0] and not event.promoted:
             return  # said again after a restart
         since = now - self._settings.rollback_window_s
         self._usual = float(len({device for at, device in self._openings if since <= at <= now}))

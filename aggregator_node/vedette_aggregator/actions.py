@@ -36,8 +36,9 @@ log = logging.getLogger("vedette.actions")
 KINDS: Final = ("recalibrate", "extra-round", "rollback")
 
 CarryOut = Callable[[list[Effect]], Awaitable[None]]
-RollBack = Callable[[str, int, str, float], Awaitable[str]]
-"""Takes a task, the release to take back, why, and epoch seconds; returns what came of it."""
+TakeBack = Callable[[str, int, str, float], Awaitable[str | None]]
+"""Takes a task, the release to take back, why, and epoch seconds; returns what came of it, or None if that release is
+no business of a rollout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +68,13 @@ class Actions:
         database: its state.
         book: where each action is written down.
         metrics: its metrics.
-        registry: where releases are taken back. A rollout that is under way is the rollout machine's to stop: it takes
-            the place of `roll_back` here.
+        registry: where releases are taken back that are no business of a rollout; see `take_back`.
         post: sends commands.
         hands: what actions are done with.
+
+    Attributes:
+        take_back: asked first. A release that a rollout brought out is taken back by the rollout machine alone: two who
+            both make releases active would undo each other's work.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class Actions:
         self._store, self._lineage = StateStore(database), Lineage(database.path)
         self._book, self._metrics, self._registry, self._hands = book, metrics, registry, hands
         self._post = post
-        self.roll_back: RollBack = self._roll_back
+        self.take_back: TakeBack | None = None
         self._machines = {
             task.task: ActionMachine(task.task, settings.actions, self._store.get(f"actions/{task.task}"))
             for task in settings.tasks
@@ -111,9 +115,9 @@ class Actions:
         if task in self._machines:
             await self._handle(task, AlertOpened(device, version), now)
 
-    async def released(self, task: str, version: int, now: float, *, fresh: bool) -> None:
-        """Another release is the active one."""
-        await self._handle(task, ReleaseActivated(version, fresh), now)
+    async def released(self, task: str, version: int, now: float, *, fresh: bool, promoted: bool = False) -> None:
+        """Another release is the active one, or (promoted) is everybody's from now on."""
+        await self._handle(task, ReleaseActivated(version, fresh, promoted), now)
 
     async def _handle(self, task: str, event: Event, now: float) -> None:
         effects = self._machines[task].handle(event, now)
@@ -139,7 +143,7 @@ class Actions:
                     await self._hands.handle(act.task, RoundAsked())
                     outcome = "done"
                 case _:
-                    outcome = await self.roll_back(act.task, act.version, act.reason, now)
+                    outcome = await self._roll_back(act.task, act.version, act.reason, now)
         except VedetteError as fault:
             log.error("%s: %s%s failed: %s", act.task, act.kind, subject, fault)
             self._done(act, now, "failed")
@@ -152,6 +156,9 @@ class Actions:
 
         The one with the number before it may be what was gone back from the last time.
         """
+        answer = None if self.take_back is None else await self.take_back(task, version, reason, now)
+        if answer is not None:
+            return answer
         older = [v for v in self._registry.versions(task) if v < version]
         if not older or self._registry.active(task) != version:
             return "nothing"

@@ -11,6 +11,7 @@ Source: `docs/protocol.md` §4.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,7 +19,7 @@ from typing import Final
 import msgpack
 
 from vedette_aggregator.aggregation import Entropy
-from vedette_aggregator.enrolments import COUNTERS_PREFIX, PASSPORT_PREFIX, WITHDRAWN
+from vedette_aggregator.enrolments import COUNTERS_PREFIX, PASSPORT_PREFIX, REFUSAL_PREFIX, WITHDRAWN
 from vedette_core.attestation.appraisal import Counters, appraise, read_claims
 from vedette_core.attestation.nonces import Nonces
 from vedette_core.attestation.passport import issue_passport
@@ -174,6 +175,9 @@ class VerifierMachine:
                 self._withdrawn.add(device)
                 out.append(Persist(PASSPORT_PREFIX + device, WITHDRAWN))
             detail = str(fault)[:DETAIL_CHARACTERS_MAX]
+            if fresh:  # what answers no challenge of ours says nothing about the device
+                said = {"at_s": now, "rule": fault.rule, "detail": detail}
+                out.append(Persist(REFUSAL_PREFIX + device, json.dumps(said).encode()))
             answer = AttestationAnswer(device=device, nonce=nonce, rule=fault.rule, detail=detail)
             out.append(self._say(device, answer, ANSWER_TYPE))
             out.append(Count("attestations", fault.rule))

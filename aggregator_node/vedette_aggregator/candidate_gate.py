@@ -39,6 +39,7 @@ class CandidateGate:
         lineage: where candidates are written down; None writes nothing.
         spent: ε of the most exposed device so far, or None where nothing is promised.
         told: hears of each verdict.
+        told_refused: hears of each candidate that passed here and that no independent validator signed.
         judged: digest of the candidate that was judged last, and the verdict.
     """
 
@@ -49,6 +50,7 @@ class CandidateGate:
     lineage: Lineage | None = None
     spent: Callable[[], float | None] = lambda: None
     told: Told = lambda task, verdict: None
+    told_refused: Callable[[str], None] = lambda task: None
     judged: tuple[str, GateVerdict | None] | None = None
 
     def check(
@@ -104,6 +106,14 @@ class CandidateGate:
     def failed(self, candidate: Candidate, fault: RefusedError | Exception, now: float) -> None:
         """A candidate could not even be built."""
         self._keep(replace(self._descent(candidate, now), outcome=FAILED, reason=str(fault)[:1000]), b"")
+
+    def refused(self, candidate: Candidate, reason: str) -> None:
+        """It passed here, and an independent validator will not sign it."""
+        if self.lineage is not None:
+            found = self.lineage.of_digest(self.task, candidate.digest().hex())
+            if found is not None:
+                self.lineage.keep(replace(found, outcome=REJECTED, reason=reason[:1000]))
+        self.told_refused(self.task)
 
     def released(self, candidate: Candidate, version: int, files: Mapping[Variant, str]) -> None:
         """It is a release now; `files` are hex digests by variant."""

@@ -23,7 +23,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Targets  # type: ignore[attr-defined]  # public names, imported there
 
 from vedette_aggregator.registry_files import PUBLIC_FILE, RELEASE_LIFETIME, RepositoryFiles, RepositoryState, expiry
-from vedette_aggregator.release_listing import lengths_of, releases_of, revoked_of
+from vedette_aggregator.release_listing import active_version, lengths_of, releases_of, revoked_of
 from vedette_core.runtime.durable import make_directory, remove_durable, write_durable
 from vedette_schemas import codec
 from vedette_schemas.codec import Message
@@ -118,8 +118,36 @@ class Countersigning:
         """Remove proposals of earlier states, with what was said of them."""
         for path, version, task in self.waiting():
             if task not in state.roles or version <= state.roles[task].version:
-                for each in (path, _beside(path, "signature"), _beside(path, "refused")):
-                    remove_durable(each)
+                self._remove(path)
+
+    def take_back(self, state: RepositoryState, task: str, active: int) -> None:
+        """Remove a task's proposal if it only makes another release active; its signature then counts no more.
+
+        One that revokes something stays, and so does one of a new release.
+        """
+        path, proposed = self._next(state, task)
+        if proposed is None or active_version(releases_of(proposed)) == active:
+            return
+        if self._adds(state.roles[task], proposed) is False:
+            self._remove(path)
+
+    def take_back_release(self, state: RepositoryState, task: str) -> None:
+        """Remove a task's proposal if it is that of a new release, and revokes nothing."""
+        path, proposed = self._next(state, task)
+        if proposed is not None and self._adds(state.roles[task], proposed):
+            self._remove(path)
+
+    def _next(self, state: RepositoryState, task: str) -> tuple[Path, Targets | None]:
+        version = state.roles[task].version + 1
+        path = self._folder / f"{version}.{task}.json"
+        document = self._proposed(path, version)
+        return path, None if document is None else document.signed
+
+    def _adds(self, now: Targets, proposed: Targets) -> bool | None:
+        """Whether a proposal adds a release; None if it revokes anything: that is nobody's to take back."""
+        if revoked_of(now) != revoked_of(proposed):
+            return None
+        return bool(releases_of(proposed).keys() - releases_of(now).keys())
 
     def verdict(self, path: Path, kind: str) -> Verdict | None:
         """What was said of a proposal; None if nothing readable was."""
@@ -135,6 +163,10 @@ class Countersigning:
         """
         kind = "signature" if verdict.signature else "refused"
         write_durable(_beside(path, kind), codec.pack_json(verdict), PUBLIC_FILE)
+
+    def _remove(self, path: Path) -> None:
+        for each in (path, _beside(path, "signature"), _beside(path, "refused")):
+            remove_durable(each)
 
     def _proposed(self, path: Path, version: int) -> Metadata[Targets] | None:
         """What is proposed already as this version of a role; None for anything else that lies there.

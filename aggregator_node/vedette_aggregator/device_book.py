@@ -77,6 +77,7 @@ class DeviceBook:
             m.task: {"version": m.version, "variant": m.variant, "digest": m.digest, "backend": m.backend}
             for m in state.models
         }
+        document["rollouts"] = {p.task: {"candidate": p.candidate, "outcome": p.outcome} for p in state.rollouts}
         self._touch(state.device, document, now)
 
     def take_report(self, report: Telemetry, now: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from vedette_aggregator import alert_store, device_book
 from vedette_aggregator.device_book import DeviceBook
+from vedette_aggregator.device_standing import attestations, certificate_end, pins
 from vedette_aggregator.quarantine import Quarantine
 from vedette_aggregator.round_state import DeviceRecord, RoundKeys, below
 from vedette_aggregator.settings import AggregatorSettings
@@ -37,9 +38,10 @@ class DeviceReports:
         """One a device that ever said something, sorted by id."""
         documents, participation = self._book.devices(), self._participation()
         kept_out = {entry["device"]: entry for entry in self._quarantine.entries()}
-        suspicion = self._suspicion()
+        suspicion, certificates = self._suspicion(), self._certificates()
+        pinned, attested = pins(self._store, self._tasks), attestations(self._store)
         counted = self._alert_counts()
-        names = sorted({*documents, *participation, *counted, *kept_out})
+        names = sorted({*documents, *participation, *counted, *kept_out, *pinned, *attested})
         return [
             {
                 "device": name,
@@ -48,6 +50,9 @@ class DeviceReports:
                 "participation": participation.get(name, {}),
                 "quarantined": kept_out.get(name),
                 "suspicion": suspicion.get(name, {}),
+                "pins": pinned.get(name, {}),
+                "attestation": attested.get(name),
+                "certificate_until": certificate_end(certificates.get(name, ())),
             }
             for name in names
         ]
@@ -85,6 +90,17 @@ class DeviceReports:
                     "completed": record.completed,
                     "last_round": record.last_round,
                 }
+        return found
+
+    def _certificates(self) -> dict[str, list[bytes]]:
+        """Of each device's newest check-ins."""
+        found: dict[str, list[bytes]] = {}
+        for task in self._tasks:
+            keys = RoundKeys(task)
+            for device, data in below(self._store.all(keys.devices), keys.devices).items():
+                found.setdefault(device, []).append(
+                    DeviceRecord.from_bytes(data, keys.device(device)).checkin.certificate
+                )
         return found
 
     def _suspicion(self) -> dict[str, dict[str, float]]:
@@ -143,6 +159,7 @@ def _plain(document: Mapping[str, Any]) -> dict[str, Any]:
         "software": "",
         "models": {},
         "detectors": {},
+        "rollouts": {},
         **{name: value for name, value in document.items() if name != "seen_s"},
         "seen": _moment(float(seen)) if seen else None,
     }

@@ -31,6 +31,8 @@ PREFIX: Final = "attest/enrolment/"
 COUNTERS_PREFIX: Final = "attest/counters/"
 PASSPORT_PREFIX: Final = "attest/passport/"
 """The newest passport that the verifier made for a device, or `WITHDRAWN`."""
+REFUSAL_PREFIX: Final = "attest/refusal/"
+"""A device's newest evidence that was refused, for people: JSON with at_s, rule and detail."""
 WITHDRAWN: Final = b""
 """In the place of a passport: newer evidence of the device was refused, or its keys and counters were forgotten."""
 
@@ -157,7 +159,7 @@ class Enrolments:
         Its results end with them: it may still have a passport of the days before, of keys that are forgotten now, or
         withdrawn.
         """
-        for prefix in (PREFIX, COUNTERS_PREFIX):
+        for prefix in (PREFIX, COUNTERS_PREFIX, REFUSAL_PREFIX):
             self._store.put(prefix + device, None)
         self._store.put(PASSPORT_PREFIX + device, WITHDRAWN)
 

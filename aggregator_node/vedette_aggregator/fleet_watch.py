@@ -85,9 +85,12 @@ class FleetWatch:
         if alert.state is AlertState.OPEN:
             await self.actions.alert_opened(alert.device, alert.model.task, alert.model.version, now)
 
-    async def active(self, task: str, version: int, now: float, *, fresh: bool) -> None:
-        """Another release is the active one: a new one, or (not fresh) one that was gone back to."""
-        await self.actions.released(task, version, now, fresh=fresh)
+    async def active(self, task: str, version: int, now: float, *, fresh: bool, promoted: bool = False) -> None:
+        """Another release is the active one: a new one, or (not fresh) one that was gone back to.
+
+        A candidate is new twice: when its rollout begins, and when it is promoted.
+        """
+        await self.actions.released(task, version, now, fresh=fresh, promoted=promoted)
 
     def flush(self, now: float, *, at_once: bool = False) -> None:
         """Write what is new, if it is time."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
+from typing import Final
 
 from vedette_aggregator.candidate_gate import CandidateGate
 from vedette_aggregator.lineage import Lineage
 from vedette_aggregator.round_machine import RoundMachine
 from vedette_aggregator.validation import GateVerdict, Validator
 from vedette_core.runtime.metrics import Metrics
+
+INDEPENDENT: Final = "independent-validator"
+"""Label of candidates that passed the gate, and that the second signer refused or did not answer."""
 
 
 def watch_gate(gate: CandidateGate, state: Path, metrics: Metrics, machine: Callable[[], RoundMachine]) -> None:
@@ -37,8 +41,9 @@ def watch_gate(gate: CandidateGate, state: Path, metrics: Metrics, machine: Call
         return epsilon if isfinite(epsilon) else None
 
     gate.lineage, gate.told, gate.spent = Lineage(state), told, spent
+    gate.told_refused = lambda task: metrics.inc("candidate_rejections", task, INDEPENDENT)
     # The first increase of a counter that was not there before is not seen.
     for outcome in ("accepted", "rejected"):
         metrics.inc("candidates", gate.task, outcome, by=0)
-    for validator in Validator:
-        metrics.inc("candidate_rejections", gate.task, validator.value, by=0)
+    for kind in (*(validator.value for validator in Validator), INDEPENDENT):
+        metrics.inc("candidate_rejections", gate.task, kind, by=0)

@@ -10,7 +10,6 @@ Source: The Update Framework specification 1.0.34; python-tuf 7 (metadata API).
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -47,8 +46,8 @@ from vedette_aggregator.release_listing import (
 )
 from vedette_aggregator.release_revocation import refuse_revoked, without_release
 from vedette_aggregator.release_source import ListedTarget
+from vedette_aggregator.withdrawn_names import WithdrawnNames
 from vedette_core.crypto.beacon import BEACON_EPOCHS
-from vedette_core.runtime.durable import write_durable
 from vedette_schemas.errors import ConfigError, RefusedError
 from vedette_schemas.model import ReleaseTarget, Variant, parse_custom
 from vedette_schemas.trust import TIMESTAMP_FILE, BeaconAnchor, RevokedRelease
@@ -57,8 +56,6 @@ log = logging.getLogger("vedette.registry")
 
 RELEASES_KEPT: Final = 3
 """Releases a task that stay on disk: the active one, the one before, and one more to go back to."""
-WITHDRAWN_MAX: Final = 256
-"""Names that are remembered as withdrawn, so that a broker that was away is cleaned up; oldest are forgotten first."""
 
 
 class Registry:
@@ -76,6 +73,7 @@ class Registry:
 
     def __init__(self, directory: Path) -> None:
         self._files = RepositoryFiles(directory)
+        self._withdrawn = WithdrawnNames(self._files.withdrawn)
         self._countersigning = Countersigning(self._files)
         state = self._files.load()
         self.site: Final = registry_draft.site_of(state.root)
@@ -176,6 +174,8 @@ class Registry:
     def activate(self, task: str, to_version: int, now: float) -> Publication:
         """Make a kept release the active one, in new metadata; durable before this returns.
 
+        Where it is active already, a proposal of another that still waits for a validator is taken back.
+
         Raises:
             RefusedError: it is not one of the releases that are kept.
             TransientError, ConfigError: as `publish`.
@@ -193,6 +193,7 @@ class Registry:
             contents = _contents(releases, to_version, revoked_of(role))
             digests = {d for shown in shown_releases(releases_of(contents)) for d in lengths_of(shown)}
             if active_version(releases) == to_version:
+                self._countersigning.take_back(state, task, to_version)
                 return self._current(state, task, digests)
             artifacts = {d: self._files.artifact(d) for d in sorted(digests)}
             return self._commit(state, now, {task: contents}, artifacts)
@@ -200,7 +201,7 @@ class Registry:
     def revoke(self, task: str, version: int, reason: str, now: float, digests: Collection[str] = ()) -> Publication:
         """Revoke a release for good: it is no longer listed, its digests are, and no device runs them again.
 
-        If it was the active one, the newest of those that are left becomes active.
+        If it was the active one, the newest older one becomes active.
 
         Args:
             task: the task.
@@ -289,6 +290,15 @@ class Registry:
             roles = {task: Metadata[Targets].from_bytes(data).signed for task, data in settled.items()}
             self._commit_signed(state, now, roles, {}, settled)
         return self.retained()
+
+    def take_back(self, task: str) -> None:
+        """Take a new release back that is proposed, and that no validator has signed yet; nothing if there is none.
+
+        Raises:
+            TransientError, ConfigError: as `publish`.
+        """
+        with self._files.locked():
+            self._countersigning.take_back_release(self._files.load(), task)
 
     def retained(self) -> Publication:
         """Everything that must be on retained topics now: publish it whenever the aggregator reconnects.
@@ -428,7 +438,7 @@ class Registry:
         self, state: RepositoryState, metadata: Mapping[str, bytes], artifacts: Mapping[str, bytes]
     ) -> Publication:
         names = self._retained_files(state)
-        files, digests = self._withdrawn()
+        files, digests = self._withdrawn.read()
         kept = self._retained_artifacts(state)
         return Publication(
             dict(metadata),
@@ -465,22 +475,8 @@ class Registry:
     def _read(self, release: Mapping[Variant, TargetFile], variants: Iterable[Variant]) -> dict[Variant, bytes]:
         return {v: self._files.artifact(release[v].hashes["sha256"]) for v in variants if v in release}
 
-    def _withdrawn(self) -> tuple[tuple[str, ...], dict[str, int]]:
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            found = json.loads(self._files.withdrawn.read_bytes())
-            return tuple(map(str, found["files"])), {str(d): int(n) for d, n in found["artifacts"].items()}
-        return (), {}  # only a broker's memory hangs on it
-
     def _remember_withdrawn(self, state: RepositoryState) -> None:
-        """Note, before a commit, everything that is retained now; what still is afterwards is left out when read.
-
-        So a crash right after the commit cannot make us forget what has to be cleared from the broker.
-        """
-        files, artifacts = self._withdrawn()
-        files = tuple(dict.fromkeys((*files, *self._retained_files(state))))
-        artifacts |= self._retained_artifacts(state)
-        text = {"files": files[-WITHDRAWN_MAX:], "artifacts": dict(list(artifacts.items())[-WITHDRAWN_MAX:])}
-        write_durable(self._files.withdrawn, json.dumps(text).encode())
+        self._withdrawn.remember(self._retained_files(state), self._retained_artifacts(state))
 
 
 def _contents(releases: Releases, active: int, revoked: Iterable[RevokedRelease]) -> Targets:

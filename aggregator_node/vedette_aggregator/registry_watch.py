@@ -15,6 +15,7 @@ from typing import Final
 
 from vedette_aggregator.aggregation import GlobalModel
 from vedette_aggregator.countersigning import AwaitsValidatorError
+from vedette_aggregator.lineage import Lineage
 from vedette_aggregator.publication import Publication
 from vedette_aggregator.registry import Registry
 from vedette_core.runtime.metrics import Metrics
@@ -26,6 +27,7 @@ log = logging.getLogger("vedette.aggregator")
 
 LOOK_S: Final = 2.0
 """How soon a release that a person revoked, or a root that people signed, goes out."""
+REVOKED: Final = "revoked"
 REPORTED_MAX: Final = 10_000
 """Findings that are logged, each once: a device that lies must not fill the log. The metric counts all of them."""
 
@@ -38,6 +40,23 @@ def once_signed(make: Callable[[], GlobalModel]) -> GlobalModel:
         except AwaitsValidatorError as fault:
             log.warning("%s", fault)
             time.sleep(LOOK_S)
+
+
+def note_revocations(registry: Registry, lineage: Lineage, task: str, now: float) -> None:
+    """Write into the record of each revoked release that it is, once, whoever revoked it and by which way.
+
+    Args:
+        registry: the repository.
+        lineage: the record.
+        task: the task.
+        now: epoch seconds.
+    """
+    try:
+        for revoked in registry.revoked(task):
+            if all(event.what != REVOKED for event in lineage.events(task, revoked.version)):
+                lineage.record(task, revoked.version, REVOKED, now, revoked.reason)
+    except VedetteError as fault:
+        log.error("record of %s: %s", task, fault)  # it is revoked all the same
 
 
 class RegistryFollower:

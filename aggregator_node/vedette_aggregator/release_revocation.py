@@ -96,9 +96,21 @@ def without_release(task: str, role: Targets, version: int, reason: str, digests
     active = active_version(releases)
     entry = RevokedRelease(version=version, sha256=tuple(sorted(files)), reason=reason)
     return Targets(
-        targets=listed_targets(left, active if active in left else max(left, default=-1)),
+        targets=listed_targets(left, successor(left, active, version)),
         unrecognized_fields=revoking_fields((*revoked, entry)),
     )
+
+
+def successor(left: Collection[int], active: int | None, revoked: int) -> int:
+    """Which release is active once one is revoked; −1 if none is left.
+
+    Never a newer one than was active, unless there is no other: that is a candidate that its rollout has not shown to
+    be good, or a release that somebody went back from.
+    """
+    if active is not None and active in left:
+        return active
+    older = [version for version in left if version < (revoked if active is None else active)]
+    return max(older) if older else max(left, default=-1)
 
 
 def refuse_revoked(what: str, files: Mapping[Variant, bytes], revoked: Iterable[RevokedRelease]) -> None:

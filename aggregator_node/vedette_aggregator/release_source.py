@@ -21,6 +21,9 @@ class ListedTarget:
 class ReleaseSource(Protocol):
     """Releases and their files."""
 
+    def versions(self, task: str) -> tuple[int, ...]:
+        """Releases of a task that are listed, ascending."""
+
     def listed(self, task: str, version: int) -> Mapping[Variant, ListedTarget]:
         """Every file of a release, by variant; none of them is read.
 

@@ -166,23 +166,30 @@ class Releases:
         custom = {v: self._describe(v, version, candidate, plan_digest) for v in files}
         staging, name = self.staging, self._task.task
         is_active = staging is None or not staging.is_staged(name, version)
-        publication = self._registry.publish(
-            name,
-            version,
-            files,
-            custom,
-            now,
-            is_active=is_active,
-            keep=staging.kept(name) if staging else (),
-            # A candidate's parent may be one itself; the rollout machine withdraws what was made from one it left.
-            after=candidate.parent_version if is_active else None,
-        )
+        try:
+            publication = self._registry.publish(
+                name,
+                version,
+                files,
+                custom,
+                now,
+                is_active=is_active,
+                keep=staging.kept(name) if staging else (),
+                # A candidate's parent may be one itself; the rollout machine withdraws what was made from one it left.
+                after=candidate.parent_version if is_active else None,
+            )
+        except RefusedError as fault:
+            if fault.rule == "validator":
+                self.gate.refused(candidate, str(fault))
+            raise
         self._record(candidate, version)
         return Released(version, artifacts[Variant.WEIGHTS].sha256, plan_digest), publication
 
     def _check_parent(self, candidate: Candidate, now: float) -> None:
         """The gate holds a candidate against its parent: one of a release that was left would be as bad, and pass."""
-        active = self._registry.active(self._task.task)
+        active, name = self._registry.active(self._task.task), self._task.task
+        if self.staging is not None and self.staging.is_staged(name, candidate.parent_version):
+            return  # a rollout's candidate has children before it is active; the rollout machine withdraws them with it
         if active != candidate.parent_version:
             fault = RefusedError(
                 f"candidate of round {candidate.round}: found release {active} active, expected its parent "
@@ -191,6 +198,20 @@ class Releases:
             )
             self.gate.failed(candidate, fault, now)
             raise fault
+
+    def give_up(self, candidate: Candidate, reason: str) -> tuple[Released, Publication] | None:
+        """Take the proposal of a candidate back that a validator says nothing of; its release if it was just signed.
+
+        Raises:
+            TransientError, ConfigError: as `release`.
+        """
+        self._registry.take_back(self._task.task)
+        done = self._released(candidate)
+        if done is None:
+            self.gate.refused(candidate, reason)
+            return None
+        self._record(candidate, done.version)
+        return done, self._registry.retained()
 
     def _build(self, candidate: Candidate, now: float) -> dict[Variant, Artifact]:
         try:

@@ -10,6 +10,7 @@ from vedette_aggregator.rollout_state import (
     AUDIT_MAX,
     HISTORY_MAX,
     TEXT_MAX,
+    WITHDRAWN_MAX,
     AuditEntry,
     PastRollout,
     Phase,
@@ -25,6 +26,7 @@ SAID: Final[Mapping[Phase, RolloutPhase]] = {
     Phase.PAUSED: RolloutPhase.PAUSED,
     Phase.PROMOTED: RolloutPhase.PROMOTED,
     Phase.ABORTED: RolloutPhase.ABORTED,
+    Phase.REVERTING: RolloutPhase.ROLLED_BACK,
     Phase.ROLLED_BACK: RolloutPhase.ROLLED_BACK,
 }
 """What devices are told; in the other phases what they were told last stays true."""
@@ -131,8 +133,12 @@ class RolloutBook:
         )
         return (*(p for p in record.history if p.number != record.number), past)[-HISTORY_MAX:]
 
-    def descendants(self, version: int) -> list[str]:
-        """Digests of a release and of everything known that was made from it."""
+    def withdrawn_with(self, version: int) -> tuple[str, ...]:
+        """What is withdrawn, with a release and everything known that was made from it."""
+        before = self.record.withdrawn
+        return (*before, *(d for d in self._descendants(version) if d not in before))[-WITHDRAWN_MAX:]
+
+    def _descendants(self, version: int) -> list[str]:
         found = [r.sha256 for r in self.record.known if r.version == version]
         for release in sorted(self.record.known, key=lambda r: r.version):
             if release.parent in found and release.sha256 not in found:

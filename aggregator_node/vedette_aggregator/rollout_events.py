@@ -57,6 +57,14 @@ class ReleaseUnlisted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ActivationRefused(Event):
+    """A release will not become the active one: the validator refuses it, for a reason."""
+
+    version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceReported(Event):
     """A device's retained state.
 
@@ -127,7 +135,10 @@ class Requested(Event):
 
 @dataclass(frozen=True, slots=True)
 class ActivateRelease(Effect):
-    """Make a release the one that signed metadata call active; answer with `ActiveSeen`. Doing it twice is harmless."""
+    """Make a release the one that signed metadata call active; answer with `ActiveSeen`.
+
+    Doing it twice is harmless. A later one takes the place of an earlier one that is not done yet.
+    """
 
     task: str
     version: int

@@ -19,6 +19,7 @@ from vedette_aggregator import rollout_requests
 from vedette_aggregator.rollout_book import RolloutBook
 from vedette_aggregator.rollout_events import (
     ActivateRelease,
+    ActivationRefused,
     ActiveSeen,
     CandidateListed,
     DeviceAlerted,
@@ -40,8 +41,8 @@ from vedette_aggregator.rollout_state import (
     KnownRelease,
     Phase,
     RolloutRecord,
-    Tallies,
     read_record,
+    read_tallies,
     record_key,
     tallies_key,
 )
@@ -50,7 +51,7 @@ from vedette_core.crypto.cohorts import control_of, share_of
 from vedette_core.learning.rank_test import Verdict
 from vedette_core.machine import Connected, Count, Effect, Event, Note, Persist, Tick
 from vedette_schemas import codec
-from vedette_schemas.errors import PeerError, RefusedError
+from vedette_schemas.errors import RefusedError
 from vedette_schemas.rollout import PPM, SALT_BYTES, RolloutPhase, RolloutPin
 
 HOUR_S: Final = 3600.0
@@ -102,7 +103,7 @@ class RolloutMachine:
             ConfigError: the record is damaged.
         """
         machine = cls(task, settings, messages, entropy, read_record(persisted.get(record_key(task)), task))
-        machine._watch.tallies = _tallies(persisted.get(tallies_key(task)), machine.record.number)
+        machine._watch.tallies = read_tallies(persisted.get(tallies_key(task)), machine.record.number)
         return machine, [*machine._book.repeat(), *machine._ask_again()]
 
     @property
@@ -136,6 +137,9 @@ class RolloutMachine:
                 return self._active_seen(event, now)
             case ReleaseUnlisted(version):
                 return self._unlisted(version, now)
+            case ActivationRefused(version, reason):
+                refused = self.record.phase is Phase.PROMOTING and version == self.record.candidate
+                return self._revert(reason, now) if refused else []
             case Requested():
                 return self._requested(event, now)
             case Connected():
@@ -159,6 +163,8 @@ class RolloutMachine:
             return []
         release = KnownRelease(version=event.version, sha256=event.sha256, parent=event.parent)
         known = (*(r for r in record.known if r.version != event.version), release)[-KNOWN_MAX:]
+        if event.sha256 in record.withdrawn:
+            return self._book.save(known=known)  # somebody went back from it: only a person tries it again
         if event.parent in record.withdrawn:
             out = self._book.save(known=known, withdrawn=(*record.withdrawn, event.sha256)[-WITHDRAWN_MAX:])
             note = self._note("warning", f"release {event.version} comes of a withdrawn one, and is withdrawn, too")
@@ -207,6 +213,8 @@ class RolloutMachine:
             return self._end(Phase.ROLLED_BACK, record.reason, now, active=event.version)
         if event.version == record.active:
             return []
+        if record.phase is Phase.REVERTING and event.version == record.candidate:
+            return self._book.save(active=event.version)  # its promotion was signed a moment before it was taken back
         # Somebody made another release active beside this machine: that is where everything goes on from.
         above = [r.sha256 for r in record.known if r.version > event.version]
         self._book.change(
@@ -216,8 +224,9 @@ class RolloutMachine:
             withdrawn=(*record.withdrawn, *above)[-WITHDRAWN_MAX:],
         )
         out = self._book.save()
-        if record.said is not None and record.said.state is RolloutPhase.PROMOTED:
-            out += self._book.say_again(now, RolloutPhase.ABORTED)  # its candidate is not everybody's release any more
+        said = record.said
+        if said is not None and (said.state is RolloutPhase.PROMOTED or said.candidate == event.version):
+            out += self._book.say_again(now, RolloutPhase.ABORTED)  # metadata alone say now what everybody runs
         if record.is_live:
             return [*out, *self._end(Phase.ABORTED, f"release {event.version} was made the active one", now)]
         return [*out, FollowRounds(self.task)]
@@ -296,7 +305,7 @@ class RolloutMachine:
         judged = self._judge(peek=not soaked)
         if judged.critical:
             return self._go_back(judged.critical, now)
-        if record.phase is Phase.PAUSED:
+        if record.phase is not Phase.RUNNING:
             return []
         if record.full_s == 0:
             return self._raise_share(now)
@@ -376,7 +385,23 @@ class RolloutMachine:
 
     def _go_back(self, reason: str, now: float) -> list[Effect]:
         self._book.note_decision("aggregator", Verb.ROLLBACK.value, now, reason)
+        return self._back(reason, now)
+
+    def _back(self, reason: str, now: float) -> list[Effect]:
+        """Back to the baseline: at once where metadata call it active, else see `_revert`."""
+        if self.record.phase in (Phase.PROMOTING, Phase.PROMOTED):
+            return self._revert(reason, now)
         return self._end(Phase.ROLLED_BACK, reason, now)
+
+    def _revert(self, reason: str, now: float) -> list[Effect]:
+        """Go back where signed metadata call the candidate active, or may do so any moment.
+
+        Devices go back at once: metadata list the baseline, and new ones may have to wait for a validator.
+        """
+        withdrawn = self._book.withdrawn_with(self.record.candidate)
+        changes: dict[str, Any] = {"phase": Phase.REVERTING, "since_s": now, "reason": reason[:TEXT_MAX]}
+        out = self._book.save_and_say(now, withdrawn=withdrawn, awaits=-1.0, **changes)
+        return [*out, FollowRounds(self.task), ActivateRelease(self.task, self.record.baseline)]
 
     def _end(self, phase: Phase, reason: str, now: float, *, active: int | None = None) -> list[Effect]:
         """End the rollout; what devices are told then stays retained until the next one begins."""
@@ -391,8 +416,7 @@ class RolloutMachine:
         if active is not None:
             changes["active"] = active
         if phase is Phase.ROLLED_BACK:
-            withdrawn = self._book.descendants(record.candidate)
-            changes["withdrawn"] = (*record.withdrawn, *withdrawn)[-WITHDRAWN_MAX:]
+            withdrawn = changes["withdrawn"] = self._book.withdrawn_with(record.candidate)
             if any(r.version == record.queued and r.sha256 in withdrawn for r in record.known):
                 changes["queued"] = 0
         # A rollout that no device ever heard of needs no word about its end, unless its release is everybody's now.
@@ -444,11 +468,8 @@ class RolloutMachine:
                 return self._promote(reason, now)
             case Verb.ABORT:
                 return self._end(Phase.ABORTED, reason, now)
-            case Verb.ROLLBACK if record.phase is Phase.PROMOTED:
-                out = self._book.save(phase=Phase.REVERTING, since_s=now, reason=reason[:TEXT_MAX])
-                return [*out, ActivateRelease(self.task, record.baseline)]
             case Verb.ROLLBACK:
-                return self._end(Phase.ROLLED_BACK, reason, now)
+                return self._back(reason, now)
             case Verb.PIN | Verb.UNPIN:
                 pins = {pin.device: pin for pin in record.pins if pin.device != event.device}
                 if event.verb is Verb.PIN:
@@ -467,21 +488,8 @@ class RolloutMachine:
 
     def _ask_again(self) -> list[Effect]:
         """What was asked of the shell before a crash, and not answered."""
-        wanted = {Phase.PROMOTING: self.record.candidate, Phase.REVERTING: self.record.baseline}
-        version = wanted.get(self.record.phase)
+        version = self.record.to_activate
         return [] if version is None else [ActivateRelease(self.task, version)]
 
     def _note(self, level: str, text: str) -> Effect:
         return Note(level, f"task {self.task}: {text}")
-
-
-def _tallies(stored: bytes | None, rollout: int) -> Tallies:
-    """Alerts as they were counted on disk; anew where that is of another rollout, or damaged."""
-    if stored is not None:
-        try:
-            tallies = codec.unpack(Tallies, stored)
-        except PeerError:
-            return Tallies(rollout=rollout)
-        if tallies.rollout == rollout:
-            return tallies
-    return Tallies(rollout=rollout)

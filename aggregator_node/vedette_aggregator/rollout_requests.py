@@ -20,7 +20,7 @@ ALLOWED: Final = {
     Verb.PROMOTE: _ANY_LIVE,
     Verb.APPROVE: frozenset({Phase.WAITING, Phase.PAUSED}),
     Verb.ABORT: _ANY_LIVE,
-    Verb.ROLLBACK: _ANY_LIVE | {Phase.PROMOTED},
+    Verb.ROLLBACK: _ANY_LIVE | {Phase.PROMOTING, Phase.PROMOTED},
     Verb.CREATE: frozenset({Phase.IDLE, Phase.PROMOTED, Phase.ABORTED, Phase.ROLLED_BACK}),
 }
 """Phases in which a verb means something; pins do in all of them."""

@@ -39,8 +39,9 @@ class Phase(StrEnum):
     ROLLED_BACK = "rolled-back"
 
 
-WATCHED: Final = (Phase.RUNNING, Phase.PAUSED)
-"""Devices run the candidate beside the baseline: what they report counts."""
+WATCHED: Final = (Phase.RUNNING, Phase.PAUSED, Phase.PROMOTING)
+"""Devices run the candidate beside the baseline: what they report counts. A promotion may wait for a validator's
+signature for days."""
 LIVE: Final = frozenset({Phase.WAITING, Phase.RUNNING, Phase.PAUSED, Phase.PROMOTING, Phase.REVERTING})
 
 Text = Annotated[str, Field(max_length=TEXT_MAX)]
@@ -149,6 +150,11 @@ class RolloutRecord(Message):
         """Whether a rollout is under way."""
         return self.phase in LIVE
 
+    @property
+    def to_activate(self) -> int | None:
+        """The release that signed metadata have yet to call active; None if all is as it should be."""
+        return {Phase.PROMOTING: self.candidate, Phase.REVERTING: self.baseline}.get(self.phase)
+
     def kept(self) -> frozenset[int]:
         """Releases that must stay listed: those that devices are told of, or soon will be."""
         told = (self.said.candidate, self.said.baseline) if self.said else ()
@@ -158,6 +164,8 @@ class RolloutRecord(Message):
     def rounds_from(self, listed: Collection[int]) -> int:
         """Version that the next round starts from: the newest candidate that is not withdrawn, else the active one.
 
+        Where the active one is on its way back, it is the one that will be active.
+
         Args:
             listed: releases that the repository still has.
         """
@@ -166,7 +174,8 @@ class RolloutRecord(Message):
             for r in self.known
             if r.version > self.active and r.version in listed and r.sha256 not in self.withdrawn
         ]
-        return max(usable, default=self.active)
+        going_back = self.phase is Phase.REVERTING and self.baseline in listed
+        return max(usable, default=self.baseline if going_back else self.active)
 
 
 class Tallies(Message):
@@ -185,6 +194,18 @@ def record_key(task: str) -> str:
 def tallies_key(task: str) -> str:
     """Where the alerts are counted."""
     return f"rollout/{task}/tallies"
+
+
+def read_tallies(stored: bytes | None, rollout: int) -> Tallies:
+    """Alerts as they were counted on disk; anew where that is of another rollout, or damaged."""
+    if stored is not None:
+        try:
+            tallies = codec.unpack(Tallies, stored)
+        except PeerError:
+            return Tallies(rollout=rollout)
+        if tallies.rollout == rollout:
+            return tallies
+    return Tallies(rollout=rollout)
 
 
 def read_record(stored: bytes | None, task: str) -> RolloutRecord:

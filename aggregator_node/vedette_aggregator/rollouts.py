@@ -10,11 +10,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from vedette_aggregator.lineage import Lineage
 from vedette_aggregator.publication import Publication
 from vedette_aggregator.registry import Registry
 from vedette_aggregator.releases import Releases
+from vedette_aggregator.rollout_chronicle import write_down
 from vedette_aggregator.rollout_events import (
     ActivateRelease,
+    ActivationRefused,
     ActiveSeen,
     CandidateListed,
     DeviceAlerted,
@@ -22,13 +25,14 @@ from vedette_aggregator.rollout_events import (
     FollowRounds,
     ReleaseUnlisted,
     Requested,
+    Verb,
 )
 from vedette_aggregator.rollout_machine import RolloutMachine
 from vedette_aggregator.rollout_messages import RolloutMessages
 from vedette_aggregator.rollout_reports import ReportPairs
-from vedette_aggregator.rollout_requests import RequestBody, request_key, request_prefix
+from vedette_aggregator.rollout_requests import ALLOWED, RequestBody, request_key, request_prefix
 from vedette_aggregator.rollout_settings import RolloutSettings
-from vedette_aggregator.rollout_state import Phase
+from vedette_aggregator.rollout_state import TEXT_MAX, Phase
 from vedette_aggregator.settings import TaskSection
 from vedette_core.machine import Connected, Effect, Event, Tick
 from vedette_core.runtime.jobs import Jobs
@@ -62,6 +66,8 @@ class RolloutParts:
         messages: seals what devices are told.
         put_out: publishes what changed in the repository.
         follow: makes a task's rounds start from where they should.
+        lineage: where it is written down what happens to a release.
+        promoted: told of a task and its candidate that is everybody's release from now on.
     """
 
     registry: Registry
@@ -72,6 +78,8 @@ class RolloutParts:
     messages: RolloutMessages
     put_out: Callable[[Publication], None]
     follow: Callable[[str], Awaitable[None]]
+    lineage: Lineage
+    promoted: Callable[[str, int], Awaitable[None]]
 
 
 class Rollouts:
@@ -95,6 +103,7 @@ class Rollouts:
             )
         self._pairs = {task: ReportPairs(task) for task in settings}
         self._turns = {task: asyncio.Lock() for task in settings}
+        self._activations = {task: asyncio.Lock() for task in settings}
         self._requests_at = 0.0
         for task in settings:
             for outcome in ("created", "paused", "superseded", *ENDS):
@@ -185,6 +194,27 @@ class Rollouts:
         if alert.state is AlertState.OPEN and alert.model.task in self._machines:
             await self._handle(alert.model.task, DeviceAlerted(alert.device, alert.model.version))
 
+    async def roll_back(self, task: str, version: int, reason: str, now: float) -> str | None:
+        """Take a release back whose rollout is under way, or was the last one; called by automatic actions.
+
+        Returns:
+            ``done``, or ``nothing`` where it is on its way back already; None where it is no business of a rollout.
+        """
+        if task not in self._machines:
+            return None
+        record = self._machines[task].record
+        if record.candidate != version or record.number == 0:
+            return None
+        if record.phase in (Phase.REVERTING, Phase.ROLLED_BACK):
+            return "nothing"
+        if record.phase not in ALLOWED[Verb.ROLLBACK] or (
+            record.phase is Phase.PROMOTED and record.active != record.candidate
+        ):
+            return None
+        by = f"an automatic action ({reason})"[:TEXT_MAX]
+        await self._handle(task, Requested(f"action-{version}-{now:.0f}", Verb.ROLLBACK, by, now))
+        return "done"
+
     async def tick(self) -> None:
         """Time has passed."""
         now = time.time()
@@ -214,11 +244,16 @@ class Rollouts:
     async def _handle(self, task: str, event: Event) -> None:
         # A write that waits for room on the disk must not be overtaken by the next event's.
         async with self._turns[task]:
-            effects = self._machines[task].handle(event, time.time())
+            before, now = self._machines[task].record, time.time()
+            effects = self._machines[task].handle(event, now)
             if not effects:
                 return
             await self._carry_out(task, [e for e in effects if not isinstance(e, FollowRounds)])
+            after = self._machines[task].record
+            write_down(self._parts.lineage, task, before, after, self._settings[task].stages, now)
         self._show(task)
+        if after.phase is Phase.PROMOTED and before.phase is not Phase.PROMOTED:
+            await self._parts.promoted(task, after.candidate)
         if any(isinstance(e, FollowRounds) for e in effects):
             await self._parts.follow(task)
 
@@ -230,23 +265,33 @@ class Rollouts:
         self._parts.jobs.start(self._activate(effect), f"activate-{effect.task}")
 
     async def _activate(self, effect: ActivateRelease) -> None:
-        parts = self._parts
+        parts, task, version = self._parts, effect.task, effect.version
         while True:
-            try:
-                publication = await asyncio.to_thread(parts.registry.activate, effect.task, effect.version, time.time())
-                target = parts.registry.listed(effect.task, effect.version)[Variant.WEIGHTS]
-            except RefusedError as error:
-                log.error("activation of release %d of %s: %s", effect.version, effect.task, error)
-                await self._handle(effect.task, ReleaseUnlisted(effect.version))
+            # One at a time: a promotion that is taken back must not be proposed again behind the way back.
+            async with self._activations[task]:
+                if self._machines[task].record.to_activate != version:
+                    return
+                try:
+                    publication = await asyncio.to_thread(parts.registry.activate, task, version, time.time())
+                    target = parts.registry.listed(task, version)[Variant.WEIGHTS]
+                except RefusedError as error:
+                    refusal: RefusedError | None = error
+                    log.error("activation of release %d of %s: %s", version, task, error)
+                except VedetteError as error:
+                    # A missing key, a full disk, a validator that is away: all can be mended while the rollout waits.
+                    refusal = None
+                    log.error("activation of release %d of %s: %s; trying again", version, task, error)
+                else:
+                    break
+            if refusal is not None and refusal.rule != "validator":
+                await self._handle(task, ReleaseUnlisted(version))
                 return
-            except VedetteError as error:
-                # A missing key or a full disk can be mended while the rollout waits.
-                log.error("activation of release %d of %s: %s; trying again", effect.version, effect.task, error)
-                await asyncio.sleep(RETRY_S)
-            else:
-                break
+            if refusal is not None:
+                # Of a way back nothing comes: devices are told already, and only a person can talk to the validator.
+                await self._handle(task, ActivationRefused(version, str(refusal)))
+            await asyncio.sleep(RETRY_S)
         parts.put_out(publication)
-        await self._handle(effect.task, ActiveSeen(effect.version, target.sha256))
+        await self._handle(task, ActiveSeen(version, target.sha256))
 
     def _show(self, task: str) -> None:
         record, metrics = self._machines[task].record, self._parts.metrics

@@ -21,10 +21,12 @@ from vedette_aggregator.fleet_event_machine import FleetEventSettings
 from vedette_aggregator.fleet_watch import FleetWatch
 from vedette_aggregator.gate_watch import watch_gate
 from vedette_aggregator.intake import AlertReceived, Intake, StateReceived, TelemetryReceived
+from vedette_aggregator.lineage import Lineage
 from vedette_aggregator.publication import Publication, retained_messages
 from vedette_aggregator.quarantine import Quarantine
 from vedette_aggregator.registry import Registry
-from vedette_aggregator.registry_watch import ForeignReleases, RegistryFollower, once_signed
+from vedette_aggregator.registry_watch import ForeignReleases, RegistryFollower, note_revocations, once_signed
+from vedette_aggregator.release_attempts import attempt_release
 from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
 from vedette_aggregator.revocation_watch import RevocationWatch
 from vedette_aggregator.rollout_messages import RolloutMessages
@@ -63,7 +65,7 @@ from vedette_core.runtime.own_certificate import OwnCertificate
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, StateStore
 from vedette_schemas.alert import Alert
-from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
+from vedette_schemas.errors import ConfigError, PeerError, TransientError, VedetteError
 from vedette_schemas.topics import Topics
 
 log = logging.getLogger("vedette.aggregator")
@@ -205,8 +207,15 @@ class AggregatorService:
             messages=RolloutMessages(self._topics, self._node.id, self._node.signer),
             put_out=self._put_out,
             follow=self._follow_releases,
+            lineage=Lineage(self._database.path),
+            promoted=self._promoted,
         )
-        return Rollouts.of(self._settings.tasks, parts, self._releases)
+        rollouts = Rollouts.of(self._settings.tasks, parts, self._releases)
+        self._watch.actions.take_back = rollouts.roll_back
+        return rollouts
+
+    async def _promoted(self, task: str, version: int) -> None:
+        await self._watch.active(task, version, time.time(), fresh=True, promoted=True)
 
     def _make_intake(self, ring: KeyRing) -> Intake:
         intake = Intake(self._topics, ring, self._machines)
@@ -359,6 +368,7 @@ class AggregatorService:
 
     async def _changed_beside(self, task: str) -> None:
         self._secrets.forget_beacons()
+        await asyncio.to_thread(note_revocations, self._registry, Lineage(self._database.path), task, time.time())
         await self._rollouts.look(task)
         await self._follow_releases(task)
 
@@ -393,26 +403,12 @@ class AggregatorService:
         await self._handle(effect.task, RootTrained(effect.round, effect.attempt, delta))
 
     async def _release(self, task: str, effect: PublishCandidate) -> None:
-        while True:
-            try:
-                released, publication = await asyncio.to_thread(
-                    self._releases[task].release, effect.candidate, effect.plan, time.time()
-                )
-            except (TransientError, ConfigError) as error:
-                # A missing key or a read-only disk can be mended while the candidate waits.
-                log.error("release of %s: %s; trying again", task, error)
-                await asyncio.sleep(RELEASE_RETRY_S)
-            except (PeerError, RefusedError) as error:
-                log.error("release of %s: %s", task, error)
-                await self._end_release(task, ReleaseFailed(str(error)[:200]))
-                return
-            except Exception as fault:
-                # Without an answer the rounds of the task would stand still until a restart.
-                log.exception("release of %s", task)
-                await self._end_release(task, ReleaseFailed(f"{type(fault).__name__}: {fault}"[:200]))
-                return
-            else:
-                break
+        patience_s = self._settings.validator_patience_s
+        made = await attempt_release(self._releases[task], task, effect, patience_s)
+        if isinstance(made, ReleaseFailed):
+            await self._end_release(task, made)
+            return
+        released, publication = made
         self._put_out(publication)
         show_release(self._metrics, task, released.version, effect.candidate)
         show_protection(self._metrics, task, self._machines[task], self._suspicion_min[task])

@@ -279,6 +279,8 @@ class AggregatorSettings(Settings):
         fleet_events: when alerts of many devices are one event.
         attestation: what devices must show before they take part.
         actions: what is done about drift and bad releases without a person.
+        validator_patience_s: seconds that a round's candidate waits for an independent validator's signature, where one
+            must sign; then the round fails, and the next one begins.
         tasks: the federated tasks.
     """
 
@@ -286,6 +288,7 @@ class AggregatorSettings(Settings):
     aggregator: Annotated[str, Field(pattern=f"^{ID_PATTERN}$")] = "aggregator"
     state_dir: Path
     trust_dir: Path
+    validator_patience_s: Annotated[float, Field(ge=10, le=31 * 86_400)] = 86_400.0
     identity: AggregatorIdentitySection
     broker: BrokerSection = BrokerSection()
     fleet_events: FleetEventsSection = FleetEventsSection()

@@ -2,7 +2,8 @@
 
 It runs as a process of its own, best on a machine of its own, over the repository's folder or a synchronised copy of
 it. It believes nobody but the root that it was given: it follows newer roots by their signatures, checks that a
-proposal changes what it may and nothing else, and runs the new release through `Validate`.
+proposal changes what it may and nothing else, and runs the new release through `ReleaseGate`. Each verdict is written
+down before it is given.
 
 Where the task's role needs two signatures, a stolen release key alone makes no release; nor does the validator alone.
 """
@@ -22,11 +23,14 @@ from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore
 
 from vedette_aggregator.countersigning import Countersigning, Verdict
 from vedette_aggregator.registry_files import RELEASE_LIFETIME, RepositoryFiles, RepositoryState
-from vedette_aggregator.release_check import check_release
 from vedette_aggregator.release_listing import Releases, active_version, releases_of, revoked_of
 from vedette_aggregator.release_source import ListedTarget, ReleaseSource
+from vedette_aggregator.validation import GateVerdict
+from vedette_aggregator.validator_gate import ReleaseGate, UnpreparedError
+from vedette_aggregator.validator_record import Said, ValidatorRecord
+from vedette_aggregator.validator_settings import ValidatorSettings
 from vedette_core.runtime.durable import file_error, make_directory, write_durable
-from vedette_schemas.errors import ConfigError, PeerError, RefusedError, VedetteError
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
 from vedette_schemas.model import ReleaseTarget, Variant, parse_custom, target_path
 from vedette_schemas.trust import (
     REVOKED_FIELD,
@@ -45,7 +49,7 @@ REASON_CHARACTERS_MAX: Final = 500
 
 
 class Validate(Protocol):
-    """Checks of a proposed release; the seam where more than today's checks go."""
+    """Checks of a proposed release; `ReleaseGate` is the one that ships."""
 
     def __call__(self, source: ReleaseSource, task: str, version: int) -> Sequence[str]:
         """What is wrong with a release; empty if nothing is.
@@ -55,11 +59,6 @@ class Validate(Protocol):
             task: the task.
             version: the new release.
         """
-
-
-def files_hold(source: ReleaseSource, task: str, version: int) -> list[str]:
-    """Today's checks: digests, formats, and every artifact computes what the weights say (`release_check`)."""
-    return [f"{f.variant.value}: {f.fault}" for f in check_release(source, task, version) if f.fault]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +78,28 @@ class Validator:
         root: the root file that it was given.
         state_dir: where it remembers the newest root that it has followed.
         signer: its key.
-        validate: the checks of a new release.
+        settings: what a new release must hold.
+        validate: other checks of a new release than those of `ReleaseGate`.
 
     Raises:
         ConfigError: a root that cannot be read, or a folder that cannot be used.
     """
 
     def __init__(
-        self, directory: Path, root: Path, state_dir: Path, signer: CryptoSigner, validate: Validate = files_hold
+        self,
+        directory: Path,
+        root: Path,
+        state_dir: Path,
+        signer: CryptoSigner,
+        settings: ValidatorSettings | None = None,
+        validate: Validate | None = None,
     ) -> None:
-        self._files, self._signer, self._validate = RepositoryFiles(directory), signer, validate
+        self._files, self._signer = RepositoryFiles(directory), signer
+        self._validate = validate or ReleaseGate(settings or ValidatorSettings(), self._measured)
         self._countersigning = Countersigning(self._files)
         make_directory(state_dir)
+        self.record: Final = ValidatorRecord(state_dir)
+        self._figures: dict[str, list[dict[str, str]]] = {}
         self._known_path = state_dir / "root.json"
         self._known = self._first(root)
 
@@ -99,7 +108,7 @@ class Validator:
 
         Raises:
             RefusedError: the repository shows roots that do not follow from the one that is known.
-            ConfigError: the repository is damaged.
+            ConfigError: the repository is damaged, or own windows cannot be used (`UnpreparedError`).
             TransientError: the disk is full.
         """
         waiting = self._countersigning.waiting()
@@ -117,11 +126,16 @@ class Validator:
             verdicts = [self._countersigning.verdict(path, kind) for kind in ("signature", "refused")]
             if any(v is not None and v.sha256 == digest for v in verdicts):
                 continue
-            refused = ""
+            refused, self._figures = "", {}
             try:
                 document = self._checked(state, task, version, data, now)
+            except (TransientError, UnpreparedError):
+                raise  # nothing that the proposal could help: it is looked at again
             except VedetteError as fault:
                 refused = str(fault)[:REASON_CHARACTERS_MAX]
+            # Written down first: a signature that this record does not know must not be anywhere.
+            self.record.add(Said(now, task, version, digest, refused, dict(self._figures)))
+            if refused:
                 self._countersigning.answer(path, Verdict(sha256=digest, reason=refused))
                 log.warning("%s, role %d: refused: %s", task, version, refused)
             else:
@@ -131,6 +145,9 @@ class Validator:
                 log.info("%s, role %d: signed", task, version)
             found.append(Looked(task, version, refused))
         return found
+
+    def _measured(self, task: str, version: int, verdict: GateVerdict) -> None:
+        self._figures[f"{task} {version}"] = verdict.to_plain()
 
     def _checked(self, state: RepositoryState, task: str, version: int, data: bytes, now: float) -> Metadata[Targets]:
         """A proposal that may be signed.
@@ -193,8 +210,13 @@ class Validator:
         known = [*old, *(each.version for each in revoked_of(before))]
         if len(added) > 1 or (added and added[0] != max(known, default=-1) + 1):
             raise RefusedError(f"{task}: found new releases {added}, expected the next one only", rule="version")
-        if added and active_version(new) != added[0]:
-            raise RefusedError(f"{task}: found a new release that is not active, expected it to be", rule="active")
+        before_it = active_version(old)
+        if added and active_version(new) not in (added[0], before_it):
+            raise RefusedError(
+                f"{task}: found a new release and {active_version(new)} active, expected the new one, or as before "
+                f"{before_it} where it is a rollout's candidate",
+                rule="active",
+            )
         for version in added:
             if not {Variant.WEIGHTS, Variant.PLAN} <= set(new[version]):
                 raise RefusedError(
@@ -247,6 +269,10 @@ class _Proposed:
 
     def __init__(self, files: RepositoryFiles, task: str, releases: Mapping[int, Mapping[Variant, TargetFile]]) -> None:
         self._files, self._task, self._releases = files, task, releases
+
+    def versions(self, task: str) -> tuple[int, ...]:
+        """See `ReleaseSource`."""
+        return tuple(sorted(self._releases)) if task == self._task else ()
 
     def listed(self, task: str, version: int) -> dict[Variant, ListedTarget]:
         """See `ReleaseSource`."""

@@ -6,6 +6,8 @@ Pure. Signed metadata say what may run at all; the aggregator's signed rollout s
 * A state that has expired decides nothing: the metadata's active release does, but never an older one than what runs
   (its announcement then lacks the sequence number, so that the update machine takes it for stale).
 * While a rollout is paused, a device that has not begun to run the candidate does not begin.
+* What was rolled back is not run although the metadata call it active: the baseline is, as long as they list that. New
+  metadata may have to wait for a validator's signature.
 * A candidate that the metadata do not list (or list no more) is not run.
 
 Source: ADR 0020.
@@ -167,10 +169,12 @@ class CohortMachine:
         pins = {pin.device: pin.version for pin in state.pins}
         if self._device in pins:
             return pins[self._device]
+        assert self._listing is not None
+        if state.state is RolloutPhase.ROLLED_BACK and self._listing.active.version == state.candidate:
+            return state.baseline
         if not self._wants_candidate(state):
             return None
         # A promoted candidate that newer metadata left behind is over.
-        assert self._listing is not None
         over = state.state is RolloutPhase.PROMOTED and self._listing.active.version > state.candidate
         return None if over else state.candidate
 

@@ -21,6 +21,7 @@ EXAMPLES = {
     "vedette_device.settings": ROOT / "device_node" / "device.example.toml",
     "vedette_device.helper_settings": ROOT / "device_node" / "committee.example.toml",
     "vedette_aggregator.settings": ROOT / "aggregator_node" / "aggregator.example.toml",
+    "vedette_aggregator.validator_settings": ROOT / "aggregator_node" / "validator.example.toml",
     "vedette_broker.settings": ROOT / "broker" / "broker.example.toml",
     "vedette_broker.ca_settings": ROOT / "broker" / "ca.example.toml",
 }

@@ -52,7 +52,7 @@ class Site:
         self.section = TaskSection(task=TASK, use_case="sensor", channels=channels, validation=validation)
         self.model = TaskModel.of(self.section)
         assert self.model.schema.digest == held.schema.digest
-        self.registry = Registry.create(folder / "trust", "plant", (TASK,), NOW)
+        self.registry = self.make_registry(folder)
         self.state = folder / "state" / "aggregator.db"
         self.metrics = Metrics(AGGREGATOR_METRICS)
         self.config = folder / "aggregator.toml"
@@ -79,6 +79,10 @@ class Site:
             tensors=self.model.network.tensor_names,
         )
         self.releases = self.open()
+
+    def make_registry(self, folder: Path) -> Registry:
+        """Without a second signer."""
+        return Registry.create(folder / "trust", "plant", (TASK,), NOW)
 
     def open(self) -> Releases:
         """As an aggregator does when it starts."""

@@ -25,7 +25,8 @@ from vedette_aggregator.registry_draft import OfflineKeys
 from vedette_aggregator.registry_files import RepositoryFiles
 from vedette_aggregator.registry_proposal import propose_first, propose_next, publish
 from vedette_aggregator.release_source import ReleaseSource
-from vedette_aggregator.validator import Validator, files_hold
+from vedette_aggregator.validator import Validator
+from vedette_aggregator.validator_gate import files_hold
 from vedette_device.trust import RetainedMemory, TrustClient
 from vedette_schemas.errors import PeerError, RefusedError
 from vedette_schemas.model import Variant
@@ -63,7 +64,7 @@ class Site:
 
     def new_validator(self, key: str = "validator") -> Validator:
         signer = read_signer(self.folder / key, None)
-        return Validator(self.repository, self.root, self.folder / f"{key}-state", signer, self.check)
+        return Validator(self.repository, self.root, self.folder / f"{key}-state", signer, validate=self.check)
 
     def check(self, source: ReleaseSource, task: str, version: int) -> Sequence[str]:
         self.checked.append((task, version, source.target(task, version, Variant.WEIGHTS)[1]))
@@ -347,7 +348,7 @@ def test_it_follows_new_roots_and_believes_no_others(site: Site, tmp_path: Path)
     elsewhere = Site(tmp_path / "elsewhere")
     elsewhere.propose(0)
     signer = read_signer(site.folder / "validator", None)
-    deceived = Validator(elsewhere.repository, site.root, tmp_path / "other-state", signer, site.check)
+    deceived = Validator(elsewhere.repository, site.root, tmp_path / "other-state", signer, validate=site.check)
     with pytest.raises(RefusedError, match="root: found"):
         deceived.look(START)
 

@@ -17,12 +17,16 @@ from vedette_aggregator.attestation_desk import POLICY_KEY, AttestationDesk
 from vedette_aggregator.attestation_keys import load_public, load_signer, make_key
 from vedette_aggregator.claimed_identity import learn
 from vedette_aggregator.enrolments import PASSPORT_PREFIX, WITHDRAWN, Enrolments
+from vedette_aggregator.revocation_watch import RevocationWatch
 from vedette_aggregator.settings import AttestationSection
 from vedette_broker import ca
+from vedette_broker.ca_revocation import revoke
 from vedette_core.attestation.passport import issue_passport
 from vedette_core.crypto.certificates import CertificateRole
+from vedette_core.crypto.revocation import RevocationReason
 from vedette_core.machine import Count, Effect, Publish
 from vedette_core.runtime.identity import NodeIdentity, key_ring, load_node
+from vedette_core.runtime.metrics import AGGREGATOR_METRICS, Metrics
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, StateStore
 from vedette_schemas import codec
@@ -297,6 +301,70 @@ def test_the_aggregators_own_key_makes_no_passports(office: Office) -> None:
     key = node.signer.public_key.public_bytes_raw()
     forged = issue_passport(office.policy(), DEVICE, key, 0, 1, office.node("aggregator").signer, office.now)
     assert rule_at(desk, office.check_in(forged), office.now) == "passport-signature"
+
+
+# --- certificates that are renewed, and revoked ---
+
+
+def watched(office: Office) -> tuple[AttestationDesk, RevocationWatch]:
+    """A desk whose ring hears of revocations, as in the service."""
+    node = office.node("aggregator")
+    ring = key_ring(node.bundle, SITE)
+    desk = AttestationDesk(office.section(), node, TOPICS, cast(Shell, office.hands), office.store, ring)
+    listed = office.folder / "ca" / "crl.pem"
+    return desk, RevocationWatch(ring, office.store, node.bundle, listed, TOPICS, Metrics(AGGREGATOR_METRICS))
+
+
+def test_a_renewed_certificate_keeps_its_passport(office: Office) -> None:
+    desk, passport = office.desk(), b""
+    before = office.node()
+    passport = office.attested(desk).passport
+    ca.renew(office.folder / "ca", DEVICE, now=office.now + 60)
+    office.now += 61
+    after = office.node()
+    assert after.certificate != before.certificate, "another certificate, of the same signing key"
+    assert after.signer.public_key.public_bytes_raw() == before.signer.public_key.public_bytes_raw()
+    desk.admit(office.check_in(passport), office.now)
+    restarted = office.desk()
+    restarted.admit(office.check_in(passport), office.now)
+    office.now = time.time()  # the desk's own clock is the challenge's
+    assert office.attested(restarted).rule == "", "and it is attested with the new certificate"
+
+
+def test_another_signing_key_needs_a_passport_of_its_own(office: Office) -> None:
+    desk = office.desk()
+    passport = office.attested(desk).passport
+    ca.issue(office.folder / "ca", DEVICE, CertificateRole.DEVICE, now=office.now, replace=True)
+    assert rule_at(desk, office.check_in(passport), office.now + 1) == "passport-key"
+
+
+@pytest.mark.parametrize("renewed", [False, True], ids=["as issued", "after a renewal"])
+def test_behind_a_revocation_there_is_no_challenge_no_passport_and_no_check_in(office: Office, renewed: bool) -> None:
+    desk, watch = watched(office)
+    passport = office.attested(desk).passport
+    if renewed:
+        ca.renew(office.folder / "ca", DEVICE, now=office.now)
+    body, request = office.check_in(passport), office.request()
+    desk.admit(body, office.now + 1)
+    office.take(desk, request)
+    challenge = office.said()
+    assert isinstance(challenge, Challenge)
+    said, evidence = len(office.hands.published), office.evidence(challenge.nonce)
+    revoke(office.folder / "ca", DEVICE, RevocationReason.KEY_COMPROMISE, now=office.now + 1)
+    assert watch.poll(office.now + 1)
+    for payload in (request, evidence):
+        with pytest.raises(PeerError) as caught:
+            office.take(desk, payload)
+        assert caught.value.reason == "revoked"
+    assert len(office.hands.published) == said, "no challenge, and no passport for the answer to an earlier one"
+    with pytest.raises(PeerError) as caught:
+        desk.admit(body, office.now + 1)
+    assert caught.value.reason == "revoked"
+    again, _ = watched(office)
+    with pytest.raises(PeerError):
+        again.admit(body, office.now + 1)
+    office.attested(desk, OTHER)
+    desk.admit(office.check_in(cast(AttestationAnswer, office.said()).passport, OTHER), office.now + 1)
 
 
 # --- policies ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from vedette_aggregator.attestation_machine import (
     PolicyTaken,
     VerifierMachine,
 )
-from vedette_aggregator.enrolments import COUNTERS_PREFIX, PASSPORT_PREFIX, WITHDRAWN
+from vedette_aggregator.enrolments import COUNTERS_PREFIX, PASSPORT_PREFIX, REFUSAL_PREFIX, WITHDRAWN
 from vedette_core.attestation.keys import RawKeys
 from vedette_core.attestation.passport import PassportCheck
 from vedette_core.machine import Connected, Count, Effect, Event, Note, Persist, Publish, Tick
@@ -358,17 +359,22 @@ def test_refused_evidence_withdraws_the_result_before_once() -> None:
     machine, altered = a_verifier(), (*MEASURED[:-1], MEASURED[-1].model_copy(update={"digest": digest("altered")}))
     machine.handle(evidence_for(machine), NOW)
     effects = machine.handle(evidence_for(machine, measurements=altered), NOW)
-    assert written(effects) == [(PASSPORT_PREFIX + DEVICE, WITHDRAWN)]
-    assert written(machine.handle(evidence_for(machine, measurements=altered), NOW)) == [], "it is written already"
+    assert dict(written(effects))[PASSPORT_PREFIX + DEVICE] == WITHDRAWN
+    said = json.loads(dict(written(effects))[REFUSAL_PREFIX + DEVICE] or b"")
+    assert (said["at_s"], said["rule"]) == (NOW, "unknown-software"), "for people, with the newest one's words"
+    only = [REFUSAL_PREFIX + DEVICE]
+    keys = [key for key, _ in written(machine.handle(evidence_for(machine, measurements=altered), NOW))]
+    assert keys == only, "the withdrawal is written already"
+    restarted = a_verifier({PASSPORT_PREFIX + DEVICE: WITHDRAWN})
+    effects = restarted.handle(evidence_for(restarted, measurements=altered), NOW)
+    assert [key for key, _ in written(effects)] == only
     again = a_verifier({PASSPORT_PREFIX + DEVICE: WITHDRAWN})
-    assert written(again.handle(evidence_for(again, measurements=altered), NOW)) == []
     assert [key for key, _ in written(again.handle(evidence_for(again), NOW))] == [
         COUNTERS_PREFIX + DEVICE,
         PASSPORT_PREFIX + DEVICE,
     ]
-    assert written(again.handle(evidence_for(again, measurements=altered), NOW)) == [
-        (PASSPORT_PREFIX + DEVICE, WITHDRAWN)
-    ]
+    effects = again.handle(evidence_for(again, measurements=altered), NOW)
+    assert written(effects)[0] == (PASSPORT_PREFIX + DEVICE, WITHDRAWN)
 
 
 def test_old_evidence_that_somebody_sends_again_withdraws_nothing() -> None:

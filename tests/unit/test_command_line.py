@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -62,6 +63,22 @@ def test_init_makes_settings_that_are_read_back(site: Path) -> None:
         done = vedette("config", "check", component, str(site / "config" / f"{name}.toml"))
         assert (done.returncode, done.stdout.strip().endswith("ok")) == (ExitCode.OK, True), done.stderr
     assert all(p.stat().st_mode & 0o077 == 0 for p in site.rglob("*.key"))
+
+
+def test_init_makes_an_attestation_policy_on_request(site: Path, tmp_path: Path) -> None:
+    assert not (site / "attestation").exists()
+    attested = tmp_path / "attested"
+    done = vedette("init", "site", str(attested), "--devices", "gw-1", "--attest")
+    assert done.returncode == ExitCode.OK, done.stderr
+    policy = str(attested / "attestation" / "attestation.policy")
+    shown = vedette("attest", "show", policy)
+    assert shown.returncode == ExitCode.OK, shown.stderr
+    for component, name in (("aggregator", "aggregator"), ("device", "gw-1")):
+        settings = vedette("config", "show", component, str(attested / "config" / f"{name}.toml"))
+        about = json.loads(settings.stdout)["attestation"]
+        assert about.get("policy", policy) == policy
+        assert about.get("enabled", True) is True
+    assert all(p.stat().st_mode & 0o077 == 0 for p in attested.rglob("*.key"))
 
 
 def test_init_does_not_touch_a_folder_that_is_in_use(site: Path) -> None:

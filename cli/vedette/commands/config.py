@@ -22,6 +22,7 @@ class Component(StrEnum):
     BROKER = "broker"
     COMMITTEE = "committee"
     AUTHORITY = "authority"
+    VALIDATOR = "validator"
 
 
 @app.command()
@@ -63,6 +64,10 @@ def _load(component: Component, file: Path) -> Settings:
             from vedette_broker.ca_settings import AuthoritySettings
 
             return load(AuthoritySettings, file)
+        case Component.VALIDATOR:
+            from vedette_aggregator.validator_settings import ValidatorSettings
+
+            return load(ValidatorSettings, file)
         case Component.BROKER:
             from vedette_broker.settings import BrokerSettings
 

@@ -10,6 +10,14 @@ import typer
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The aggregator's TOML file; it may be running.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
+OUTCOMES = {
+    "none": "not part of it",
+    "pending": "fetching and testing it",
+    "trial": "runs it on trial",
+    "confirmed": "has confirmed it",
+    "failed": "it failed here",
+}
+"""What a device says of itself, in words."""
 
 
 def list_devices(
@@ -32,24 +40,24 @@ def list_devices(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("device", "status", "cohort", "seen", "releases", "drift", "alerts", "rounds", ""):
-        table.add_column(column, justify="right" if column in ("alerts", "rounds") else "left")
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    # Numbers and words that always fit; what may be long stands below, one line a device.
+    cohorts = ("cohort",) if any(row["cohort"] for row in rows) else ()
+    for column in ("device", "status", *cohorts, "seen", "releases", "alerts", "rounds"):
+        right = column in ("alerts", "rounds")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for row in rows:
-        models = ", ".join(f"{task} {about['version']}" for task, about in row["models"].items())
+        models = " ".join(f"{task}:{about['version']}" for task, about in row["models"].items())
         rounds = sum(each["completed"] for each in row["participation"].values())
-        table.add_row(
-            row["device"],
-            row["status"],
-            row["cohort"] or "–",
-            row["seen"] or "–",
-            models or "–",
-            _drift(row) or "–",
-            str(row["alerts"]),
-            str(rounds),
-            "quarantined" if row["quarantined"] else "",
-        )
+        seen = (row["seen"] or "–")[:16]
+        kind = (row["cohort"] or "–",) if cohorts else ()
+        counts = (str(row["alerts"]), str(rounds))
+        table.add_row(row["device"], row["status"], *kind, seen, models or "–", *counts)
     Console().print(table)
+    for row in rows:
+        marks = _marks(row)
+        if marks:
+            typer.echo(f"{row['device']}: {'; '.join(marks)}")
     if not rows:
         typer.echo("nobody has said anything yet")
 
@@ -76,6 +84,7 @@ def show_device(
         typer.echo(f"  {task}: suspicion {score}")
     for task, model in row["models"].items():
         typer.echo(f"  {task}: release {model['version']} ({model['variant']}, {model['backend']})")
+    _print_standing(row)
     for task, detector in row["detectors"].items():
         typer.echo(f"  {task}: {detector['phase']}, {detector['windows']} windows, {detector['alerts_opened']} alerts")
         drift = detector["drift"]
@@ -93,6 +102,36 @@ def show_device(
         typer.echo(f"  {action['at']}  {action['kind']} {action['task']}: {action['outcome']} ({action['reason']})")
     for alert in row["newest_alerts"]:
         typer.echo(f"  {alert['time']}  {alert['severity']} {alert['state']}  {alert['summary']}")
+
+
+def _marks(row: dict[str, Any]) -> list[str]:
+    """What is not as usual about a device, in few words."""
+    attestation = row["attestation"] or {}
+    return [
+        *(["quarantined"] if row["quarantined"] else []),
+        *([f"drifting ({_drift(row)})"] if _drift(row) else []),
+        *[f"pinned to {task} {version}" for task, version in row["pins"].items()],
+        *(["attestation withdrawn"] if attestation.get("withdrawn") else []),
+    ]
+
+
+def _print_standing(row: dict[str, Any]) -> None:
+    """Pins, rollouts, attestation and certificate: what a device runs and may do."""
+    for task, version in row["pins"].items():
+        runs = row["models"].get(task, {}).get("version")
+        other = "" if runs in (None, version) else f", runs {runs}: not listed, revoked, or not reached yet"
+        typer.echo(f"  {task}: pinned to release {version}{other}")
+    for task, rollout in row["rollouts"].items():
+        typer.echo(f"  {task}: rollout of release {rollout['candidate']}: {OUTCOMES[rollout['outcome']]}")
+    attestation = row["attestation"]
+    if attestation is not None:
+        held = f"tier {attestation['tier']} until {attestation['until']}" if attestation["until"] else "no passport"
+        typer.echo(f"  attestation: {'withdrawn' if attestation['withdrawn'] else held}")
+        refused = attestation["last_refusal"]
+        if refused is not None:
+            typer.echo(f"    last refusal {refused['at']}: {refused['rule']}: {refused['detail']}")
+    if row["certificate_until"] is not None:
+        typer.echo(f"  certificate of its newest check-in: until {row['certificate_until']}")
 
 
 def _drift(row: dict[str, Any]) -> str:

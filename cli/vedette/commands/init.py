@@ -31,17 +31,24 @@ def init_site(
     site: Annotated[str, typer.Option("--site", "-s", help="The site's id, [a-z0-9-]{1,60}.")] = "site-1",
     devices: Annotated[str, typer.Option("--devices", "-d", help="Ids of the device nodes, with commas.")] = "gw-01",
     port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="TCP port of the broker.")] = 8883,
+    attest: Annotated[
+        bool, typer.Option("--attest", help="With an attestation policy: nodes must run the software installed here.")
+    ] = False,
 ) -> None:
     """Make a site: certificate authority, a bundle a node, release repository, a settings file a component."""
     from vedette.site import create
 
-    made = create(directory, site, [d.strip() for d in devices.split(",") if d.strip()], port=port)
+    made = create(directory, site, [d.strip() for d in devices.split(",") if d.strip()], port=port, attested=attest)
     typer.echo(f"{directory}: site {site}; three processes make it run, a fourth renews certificates:")
     typer.echo(f"  vedette broker run -c {made.broker_config}")
     typer.echo(f"  vedette aggregator run -c {made.aggregator_config}")
     typer.echo(f"  vedette ca serve -c {made.authority_config}")
     for config in made.device_configs.values():
         typer.echo(f"  vedette device run -c {config}    # give it a source first: [network], [sensor] or [behaviour]")
+    if attest:
+        typer.echo(
+            f"{directory / 'attestation'}: keep the policy's private key offline; `vedette attest` makes newer ones"
+        )
 
 
 @app.command("device")

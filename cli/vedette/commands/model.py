@@ -130,17 +130,19 @@ def revoke(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and change nothing.")] = False,
 ) -> None:
-    """Revoke a release for good: devices drop it at once, and the newest that is left becomes active."""
+    """Revoke a release for good: devices drop it at once; if it was active, the newest older one becomes active."""
     import time
+
+    from vedette_aggregator.release_revocation import successor
 
     registry = _registry(config)
     if dry_run:
         left = [each for each in registry.versions(task) if each != version]
-        active = registry.active(task)
-        after = active if active != version else max(left, default=None)
+        after = successor(left, registry.active(task), version)
         typer.echo(f"{task} {version} would be revoked; active would be {after}; nothing was changed")
         return
     registry.revoke(task, version, reason, time.time(), sha256 or ())
+    model_lineage.note_revoked(config, registry, task)
     typer.echo(f"{task} {version} is revoked; active is {registry.active(task)}")
     typer.echo("a running aggregator publishes it within seconds; devices drop it when they hear of it")
 

@@ -87,7 +87,11 @@ def candidate_rows(config: Path, task: str | None, limit: int = SHOWN) -> list[d
     settings = load(AggregatorSettings, config)
     lineage = open_lineage(settings)
     tasks = [task] if task is not None else [each.task for each in settings.tasks]
-    return [descent.to_plain() for each in tasks for descent in lineage.all(each, limit=limit)]
+    return [
+        {**descent.to_plain(), "history": _history(lineage, each, descent.version)}
+        for each in tasks
+        for descent in lineage.all(each, limit=limit)
+    ]
 
 
 def print_all(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -109,8 +113,19 @@ def descent_of(config: Path, task: str, version: int) -> dict[str, Any] | None:
     found = lineage.of_version(task, version)
     if found is None:
         return None
-    events = [{"at_s": e.at_s, "what": e.what, "details": e.details} for e in lineage.events(task, version)]
-    return {**found.to_plain(), "ancestors": list(lineage.ancestors(task, version)), "history": events}
+    ancestors = list(lineage.ancestors(task, version))
+    return {**found.to_plain(), "ancestors": ancestors, "history": _history(lineage, task, version)}
+
+
+def note_revoked(config: Path, registry: Registry, task: str) -> None:
+    """Write a revocation into the record, if an aggregator has one here; a running one does so, too, and it is once."""
+    import time
+
+    from vedette_aggregator.registry_watch import note_revocations
+
+    lineage = _lineage_if_there(config)
+    if lineage is not None:
+        note_revocations(registry, lineage, task, time.time())
 
 
 def print_descent(plain: dict[str, Any]) -> None:
@@ -123,6 +138,13 @@ def print_descent(plain: dict[str, Any]) -> None:
         typer.echo(f"  {verdict['outcome']:7} {verdict['validator']}{where}: {verdict['found']}")
     for event in plain["history"]:
         typer.echo(f"  {_moment(event['at_s'])}  {event['what']}  {event['details']}".rstrip())
+
+
+def _history(lineage: Lineage, task: str, version: int | None) -> list[dict[str, Any]]:
+    """What happened to a release; nothing ever does to a candidate that is none."""
+    if version is None:
+        return []
+    return [{"at_s": e.at_s, "what": e.what, "details": e.details} for e in lineage.events(task, version)]
 
 
 def _lineage(config: Path) -> Lineage:
@@ -199,8 +221,9 @@ def _table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in ("task", "release", "outcome", "round", "parent", "devices", "ε", "made", "figures"):
-        table.add_column(column, justify="left" if column in ("task", "outcome", "made", "figures") else "right")
+    for column in ("task", "release", "outcome", "since", "round", "parent", "devices", "ε", "made", "figures"):
+        left = ("task", "outcome", "since", "made", "figures")
+        table.add_column(column, justify="left" if column in left else "right")
     for row in rows:
         figures = {**row["metrics"], **row["figures"]}
         shown = ("loss_before", "loss_after", "holdout_loss", "false_positives", "detected")
@@ -208,6 +231,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
             row["task"],
             "–" if row["version"] is None else str(row["version"]),
             row["outcome"],
+            row["history"][-1]["what"] if row["history"] else "",
             str(row["round"]),
             "–" if row["parent_version"] is None else str(row["parent_version"]),
             str(row["contributors"]),

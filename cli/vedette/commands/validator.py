@@ -23,6 +23,9 @@ def run(
     root: Annotated[Path, typer.Option("--root", help="root.json that you were given by a way that you trust.")],
     key: Annotated[Path, typer.Option("--key", "-k", help="The validator's private key (`vedette trust key new`).")],
     state_dir: Annotated[Path, typer.Option("--state-dir", help="Folder of its own: the newest root that it saw.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Limits and windows by task; see validator.example.toml.")
+    ] = None,
     passphrase_file: Annotated[
         Path | None, typer.Option("--passphrase-file", help="File whose first line is the passphrase; mode 600.")
     ] = None,
@@ -36,12 +39,15 @@ def run(
     from vedette.exit_codes import ExitCode
     from vedette_aggregator.ceremony_keys import read_passphrase, read_signer
     from vedette_aggregator.validator import Validator
+    from vedette_aggregator.validator_settings import ValidatorSettings
+    from vedette_core.runtime.config import load
     from vedette_core.runtime.logs import configure
     from vedette_schemas.errors import VedetteError
 
     configure("info", "plain")
     secret = None if passphrase_file is None else read_passphrase(passphrase_file)
-    validator = Validator(repository, root, state_dir, read_signer(key, secret))
+    settings = ValidatorSettings() if config is None else load(ValidatorSettings, config)
+    validator = Validator(repository, root, state_dir, read_signer(key, secret), settings)
     if once:
         looked = validator.look(time.time())
         for each in looked:
@@ -56,3 +62,31 @@ def run(
         except VedetteError as fault:
             log.error("%s; looking again", fault)
         time.sleep(every)
+
+
+@app.command("list")
+def list_verdicts(
+    state_dir: Annotated[Path, typer.Option("--state-dir", help="The folder that `run` was given.")],
+    refused: Annotated[bool, typer.Option("--refused", help="Only what was refused.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Print what the validator said of each proposal, and what it measured; newest last."""
+    import json
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    from vedette_aggregator.validator_record import ValidatorRecord
+
+    said = [each for each in ValidatorRecord(state_dir).all() if each.refused or not refused]
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in said], indent=2))
+        return
+    for each in said:
+        at = datetime.fromtimestamp(each.at_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        typer.echo(f"{at}  {each.task}, role {each.role_version}: {each.refused or 'signed'}")
+        for release, verdicts in each.releases.items():
+            for verdict in verdicts:
+                where = f" ({verdict['cohort']})" if verdict["cohort"] else ""
+                typer.echo(f"    {release}: {verdict['outcome']:7} {verdict['validator']}{where}: {verdict['found']}")
+    if not said:
+        typer.echo("nothing yet")

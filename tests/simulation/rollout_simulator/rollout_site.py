@@ -178,6 +178,8 @@ class Site:
         self.world.later(delay_s, lambda: self._activate(version) if life == self._life else None)
 
     def _activate(self, version: int) -> None:
+        if self.machine.record.to_activate != version:
+            return  # another one took its place
         self.world.repository.activate(version)
         self._announce_metadata()
         if self.random.random() < self.world.faults.crash * 10:
