@@ -36,9 +36,12 @@ def init_site(
     ] = False,
 ) -> None:
     """Make a site: certificate authority, a bundle a node, release repository, a settings file a component."""
-    from vedette.site import create
+    from vedette.site import DEFAULT_TASKS, create
+    from vedette.site_rollout import rollout_lines, rollout_table
 
-    made = create(directory, site, [d.strip() for d in devices.split(",") if d.strip()], port=port, attested=attest)
+    names = [d.strip() for d in devices.split(",") if d.strip()]
+    tasks = [{**task, "rollout": rollout_table(len(names))} for task in DEFAULT_TASKS]
+    made = create(directory, site, names, port=port, tasks=tasks, attested=attest)
     typer.echo(f"{directory}: site {site}; three processes make it run, a fourth renews certificates:")
     typer.echo(f"  vedette broker run -c {made.broker_config}")
     typer.echo(f"  vedette aggregator run -c {made.aggregator_config}")
@@ -49,6 +52,7 @@ def init_site(
         typer.echo(
             f"{directory / 'attestation'}: keep the policy's private key offline; `vedette attest` makes newer ones"
         )
+    typer.echo(f"  {rollout_lines(len(names))}")
 
 
 @app.command("device")
