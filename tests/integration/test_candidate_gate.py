@@ -196,6 +196,11 @@ def test_a_poisoned_round_is_stopped_and_the_next_starts_from_the_same_model(
     text = vedette("model", "show", "-c", site.config, "-t", TASK)
     assert "parents: 1 ← 0; round 3, attempt 1; privacy: ε 2.5" in text
     assert "rollout started  stage 1 of 4" in text
+    assert "rollout started" in vedette("model", "list", "-c", site.config, "--all")
+    vedette("model", "revoke", TASK, "2", "-c", site.config, "--reason", "floods alerts")
+    assert "revoked  floods alerts" in vedette("model", "show", "-c", site.config, "-t", TASK, "-v", "2")
+    last = json.loads(vedette("model", "list", "-c", site.config, "--all", "--json"))[-1]["history"]
+    assert [event["what"] for event in last] == ["rollout started", "revoked"]
 
 
 def test_the_record_outlives_the_files(tmp_path: Path, vedette: Callable[..., str]) -> None:
