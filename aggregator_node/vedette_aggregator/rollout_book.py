@@ -83,6 +83,7 @@ class RolloutBook:
             issued_s=now,
             expires_s=now + self._state_life_s,
             pins=record.pins,
+            members=record.members,
         )
         return [*self.save(seq=said.seq, said=said), self._messages.state(said)]
 

@@ -46,12 +46,12 @@ from vedette_aggregator.rollout_state import (
     tallies_key,
 )
 from vedette_aggregator.rollout_watch import Judgement, RolloutWatch
-from vedette_core.crypto.cohorts import control_of, share_of
+from vedette_core.crypto.cohorts import bucket, control_of, members_of, share_of
 from vedette_core.learning.rank_test import Verdict
 from vedette_core.machine import Connected, Count, Effect, Event, Note, Persist, Tick
 from vedette_schemas import codec
 from vedette_schemas.errors import PeerError, RefusedError
-from vedette_schemas.rollout import PPM, SALT_BYTES, RolloutPhase, RolloutPin
+from vedette_schemas.rollout import MEMBERS_MAX, PPM, SALT_BYTES, RolloutPhase, RolloutPin
 
 HOUR_S: Final = 3600.0
 FLEET_SHARE_MIN: Final = 0.9
@@ -189,6 +189,7 @@ class RolloutMachine:
             salt=self._entropy(SALT_BYTES),
             share_ppm=0,
             control_ppm=0,
+            members=(),
             target=0,
             exposed=0,
             reason=reason,
@@ -349,14 +350,22 @@ class RolloutMachine:
         if not full and not room and self._book.is_heard_of:
             return self._book.save(full_s=0.0, raised=raised)
         # Cohorts only grow: devices that left the fleet must not take others out of theirs.
-        share = PPM if last and full else max(share_of(record.salt, fleet, exposed), record.share_ppm)
-        if not last:  # nor may devices that joined push it into the control cohort
-            share = min(share, PPM - record.control_ppm)
+        # Nor may devices that joined push them into the control cohort.
+        limit, members = PPM if last else PPM - record.control_ppm, list[str]()
+        if last and full:
+            share = PPM
+        elif exposed <= MEMBERS_MAX:
+            # Named: who was not counted (unknown, pinned) may be below the share, and would be one too many.
+            members = members_of(record.salt, fleet, exposed, record.members, limit)
+            share = max([record.share_ppm, *(bucket(record.salt, device) + 1 for device in members)])
+        else:
+            share = min(max(share_of(record.salt, fleet, exposed), record.share_ppm), limit)
         control = 0 if last else max(control_of(record.salt, fleet, exposed), record.control_ppm)
         return self._book.save_and_say(
             now,
             share_ppm=share,
             control_ppm=min(control, PPM - share),
+            members=tuple(members),
             exposed=exposed,
             raised=(*raised, (now, room)) if room else raised,
             full_s=now if full else 0.0,

@@ -11,7 +11,7 @@ from pydantic import Field
 from vedette_schemas import codec
 from vedette_schemas.codec import Message
 from vedette_schemas.errors import ConfigError, PeerError
-from vedette_schemas.rollout import PINS_MAX, PPM, RolloutPin, RolloutState
+from vedette_schemas.rollout import MEMBERS_MAX, PINS_MAX, PPM, RolloutPin, RolloutState
 
 KNOWN_MAX: Final = 16
 WITHDRAWN_MAX: Final = 64
@@ -95,8 +95,9 @@ class RolloutRecord(Message):
         salt: what its cohorts are drawn with.
         share_ppm: part of the fleet that runs the candidate now.
         control_ppm: part that is compared with it.
+        members: who is exposed, as long as there are few enough to be named.
         target: devices that the stage wants.
-        exposed: devices below the share, of those known when it was set.
+        exposed: devices that are to run the candidate, of those known when the share was set.
         raised: when how many devices were exposed, within the last hour.
         since_s: when the phase, or the stage, began.
         full_s: when the stage reached its full size; 0 before.
@@ -125,6 +126,7 @@ class RolloutRecord(Message):
     salt: Annotated[bytes, Field(max_length=16)] = b""
     share_ppm: Ppm = 0
     control_ppm: Ppm = 0
+    members: Annotated[tuple[str, ...], Field(max_length=MEMBERS_MAX)] = ()
     target: Count = 0
     exposed: Count = 0
     raised: tuple[tuple[float, int], ...] = ()

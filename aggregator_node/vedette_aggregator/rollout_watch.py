@@ -116,7 +116,7 @@ class RolloutWatch:
             return None
         place = self._bucket(record.salt, device)
         if place < record.share_ppm:
-            return True
+            return True if not record.members or device in record.members else None
         return False if place >= PPM - record.control_ppm else None
 
     def _bucket(self, salt: bytes, device: str) -> int:

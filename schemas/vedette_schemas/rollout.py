@@ -20,6 +20,8 @@ PPM: Final = 1_000_000
 """A whole fleet, in the unit of shares."""
 PINS_MAX: Final = 256
 """Pinned devices a task: each is a person's decision, and all of them travel in every state."""
+MEMBERS_MAX: Final = 256
+"""Exposed devices that a state names one by one; larger cohorts are a share of the fleet."""
 SALT_BYTES: Final = 16
 
 Version = Annotated[int, Field(ge=0, le=2**53)]
@@ -66,6 +68,8 @@ class RolloutState(Message):
         issued_s: when it was signed, epoch seconds.
         expires_s: from when on it decides nothing any more; signed metadata do.
         pins: sorted by device, each once.
+        members: those below the share that run the candidate, sorted, each once; empty: all that are below it. A device
+            that the aggregator did not count then is in no small cohort, wherever its bucket is.
     """
 
     task: Task
@@ -80,6 +84,7 @@ class RolloutState(Message):
     issued_s: EpochSeconds
     expires_s: EpochSeconds
     pins: Annotated[tuple[RolloutPin, ...], Field(max_length=PINS_MAX)] = ()
+    members: Annotated[tuple[Id, ...], Field(max_length=MEMBERS_MAX)] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> RolloutState:
@@ -92,4 +97,6 @@ class RolloutState(Message):
         names = [pin.device for pin in self.pins]
         if names != sorted(set(names)):
             raise ValueError("pins are not sorted by device, each once")
+        if list(self.members) != sorted(set(self.members)):
+            raise ValueError("members are not sorted, each once")
         return self

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,8 +15,14 @@ from rollout_simulator.rollout_site import Site
 from rollout_simulator.world import Faults
 
 from vedette_aggregator import rollout_machine
+from vedette_aggregator.rollout_book import RolloutBook
+from vedette_aggregator.rollout_machine import RolloutMachine
+from vedette_aggregator.rollout_state import Phase
+from vedette_aggregator.rollout_watch import Gate, RolloutWatch
+from vedette_core.learning.rank_test import Verdict
+from vedette_core.machine import Effect
 from vedette_device.cohort_machine import CohortMachine
-from vedette_schemas.rollout import PPM
+from vedette_schemas.rollout import RolloutState
 
 BLOCKS, SEEDS_A_BLOCK = 3, 10
 Patch = pytest.MonkeyPatch
@@ -63,6 +70,8 @@ def _calm(seed: int, **changes: float) -> Site:
     return site
 
 
+NOT_COUNTED = (404,)
+"""A seed in which a stage begins while the aggregator has not heard of two devices, and both are below the share."""
 CRASHED = 75
 """A seed with few devices whose rollouts end in different ways. Every other write is tried: campaigns have the rest."""
 
@@ -106,9 +115,9 @@ def test_the_power_goes_at_writes_of_a_gateway(when: str) -> None:
 # -- a broken rule is seen --------------------------------------------------------------------------------------------
 
 
-def _sees(what: str, seeds: int = 40) -> None:
+def _sees(what: str, seeds: Iterable[int] = range(60)) -> None:
     """Some seed shows it."""
-    for seed in range(seeds):
+    for seed in seeds:
         try:
             run(seed)
         except ViolationError as fault:
@@ -119,13 +128,60 @@ def _sees(what: str, seeds: int = 40) -> None:
 
 
 def test_a_stage_that_exposes_too_many_is_seen(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(rollout_machine, "share_of", lambda salt, fleet, wanted: PPM // 2)
+    monkeypatch.setattr(rollout_machine, "members_of", lambda salt, fleet, *_: sorted(fleet))
     _sees("exposed, expected")
 
 
 def test_a_device_that_ignores_its_cohort_is_seen(monkeypatch: Patch) -> None:
     monkeypatch.setattr(CohortMachine, "_wants_candidate", lambda machine, state: True)
     _sees("release")
+
+
+def test_a_cohort_that_takes_in_whoever_is_below_the_share_is_seen(monkeypatch: Patch) -> None:
+    """Of those that were pinned, or that nobody knew, when the share was set: it is right, and they are too many."""
+    save = RolloutBook.save_and_say
+
+    def without_names(book: RolloutBook, now: float, **changes: Any) -> list[Effect]:
+        return save(book, now, **{**changes, "members": ()})
+
+    monkeypatch.setattr(RolloutBook, "save_and_say", without_names)
+    _sees("exposed, expected", NOT_COUNTED)
+
+
+def test_a_word_that_is_said_before_it_is_written_down_is_seen(monkeypatch: Patch) -> None:
+    save = RolloutBook.save_and_say
+    monkeypatch.setattr(RolloutBook, "save_and_say", lambda *a, **changes: save(*a, **changes)[::-1])
+    _sees("before it was written down")
+
+
+def test_a_device_that_takes_old_states_is_seen(monkeypatch: Patch) -> None:
+    take = CohortMachine._received
+
+    def forget(machine: CohortMachine, state: RolloutState, now: float) -> list[Effect]:
+        if machine.state is not None and state.seq < machine.state.seq:
+            machine._record = None
+        return take(machine, state, now)
+
+    monkeypatch.setattr(CohortMachine, "_received", forget)
+    _sees("after state")
+
+
+def test_a_pause_that_never_ends_is_seen(monkeypatch: Patch) -> None:
+    look = RolloutMachine._look
+    is_paused = lambda machine: machine.record.phase is Phase.PAUSED  # noqa: E731
+    monkeypatch.setattr(RolloutMachine, "_look", lambda m, now: [] if is_paused(m) else look(m, now))
+    _sees("is still paused")
+
+
+def test_a_gate_that_lets_floods_pass_is_seen(monkeypatch: Patch) -> None:
+    figures = RolloutWatch._figures
+
+    def blind(watch: RolloutWatch, *settings: Any) -> list[Gate]:
+        return [replace(g, verdict=Verdict.PASS) if g.name == "alerts" else g for g in figures(watch, *settings)]
+
+    monkeypatch.setattr(RolloutWatch, "_figures", blind)
+    monkeypatch.setattr(RolloutWatch, "mass_alerts", lambda *_: "")
+    _sees("floods alerts and passed every stage")
 
 
 def test_the_command_line_says_what_happened_and_how_to_repeat_a_failure(

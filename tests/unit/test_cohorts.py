@@ -8,7 +8,7 @@ import hmac
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vedette_core.crypto.cohorts import bucket, cohort, control_of, share_of
+from vedette_core.crypto.cohorts import bucket, cohort, control_of, members_of, share_of
 from vedette_schemas.rollout import PPM, RolloutPhase, RolloutPin, RolloutState
 
 SALT = bytes(range(16))
@@ -63,3 +63,28 @@ def test_cohorts() -> None:
     assert 9 <= found.count("candidate") <= 10
     assert 9 <= found.count("control") <= 10
     assert found.count("rest") == 39 - found.count("candidate") - found.count("control")
+
+
+def test_where_members_are_named_nobody_else_below_the_share_is_one() -> None:
+    devices = [f"gw-{i}" for i in range(40)]
+    whole = state(PPM, 0)
+    assert {cohort(whole, device) for device in devices} == {"candidate"}
+    named = whole.model_copy(update={"members": ("gw-7", "gw-9")})
+    assert {d for d in devices if cohort(named, d) == "candidate"} == {"gw-7", "gw-9"}
+    assert cohort(named, "gw-8") == "rest"
+    none = named.model_copy(update={"share_ppm": 0})
+    assert cohort(none, "gw-7") == "rest", "a name gives nothing above the share"
+
+
+@given(st.integers(2, 40), st.integers(0, 40), st.sets(st.integers(0, 60), max_size=10), st.integers(0, PPM))
+def test_named_cohorts_grow_by_the_lowest_and_lose_nobody(count: int, wanted: int, old: set[int], below: int) -> None:
+    devices, before = [f"gw-{i}" for i in range(count)], sorted(f"gw-{i}" for i in old)
+    found = members_of(SALT, devices, wanted, before, below)
+    assert set(before) <= set(found)
+    assert len(found) <= max(wanted, len(before))
+    new = set(found) - set(before)
+    assert all(bucket(SALT, d) < below for d in new)
+    left = {d for d in devices if d not in found and bucket(SALT, d) < below}
+    assert len(found) >= wanted or not left
+    assert not new or not left or max(bucket(SALT, d) for d in new) <= min(bucket(SALT, d) for d in left)
+    assert found == sorted(set(found))

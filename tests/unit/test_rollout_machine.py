@@ -19,9 +19,10 @@ from vedette_aggregator.rollout_events import (
 from vedette_aggregator.rollout_machine import RolloutMachine
 from vedette_aggregator.rollout_settings import RolloutSettings
 from vedette_aggregator.rollout_state import Phase, record_key
+from vedette_core.crypto.cohorts import bucket
 from vedette_core.machine import Connected
 from vedette_schemas.errors import ConfigError
-from vedette_schemas.rollout import PPM, RolloutPhase
+from vedette_schemas.rollout import MEMBERS_MAX, PPM, RolloutPhase
 
 
 @pytest.fixture
@@ -435,3 +436,55 @@ def test_shares_are_exact(bench: RolloutBench) -> None:
     bench.begin()
     assert bench.state.share_ppm + bench.state.control_ppm <= PPM
     assert len(bench.exposed()) == bench.machine.record.exposed == 5
+
+
+def _unpinned_exposed(bench: RolloutBench) -> list[str]:
+    pinned = {pin.device for pin in bench.state.pins}
+    return [d for d in bench.exposed() if d not in pinned]
+
+
+def test_a_device_that_was_pinned_when_its_cohort_was_drawn_is_not_in_it_afterwards(bench: RolloutBench) -> None:
+    bench.begin()
+    lowest = min(bench.devices, key=lambda d: bucket(bench.state.salt, d))
+    bench.ask(Verb.ABORT)
+    bench.ask(Verb.PIN, device=lowest, version=1)
+    bench.salts -= 1  # the next rollout draws the same salt
+    bench.ask(Verb.CREATE, version=2)
+    bench.tick()
+    first = bench.exposed()
+    assert len(first) == 5
+    bench.ask(Verb.UNPIN, device=lowest)
+    assert bucket(bench.state.salt, lowest) < bench.state.share_ppm
+    assert bench.exposed() == first
+    bench.pass_stage()
+    assert len(bench.exposed()) == 10
+    assert {*first, lowest} <= set(bench.exposed()), "the lowest come first, and nobody goes"
+
+
+def test_devices_that_nobody_knew_when_a_cohort_was_drawn_are_not_in_it(bench: RolloutBench) -> None:
+    bench.begin()
+    first, share = bench.exposed(), bench.state.share_ppm
+    bench.devices += [d for i in range(200) if bucket(bench.state.salt, d := f"new-{i}") < share]
+    assert len(bench.devices) > 105, "some would be below the share"
+    bench.report_fleet()
+    assert bench.exposed() == first
+    bench.restart()
+    bench.tick()
+    assert bench.exposed() == first
+    new = [d for d in bench.devices if d.startswith("new-")]
+    bench.alert(new, 3, 2)
+    assert bench.phase is Phase.RUNNING
+    assert bench.machine._watch.tallies.candidate == {}, "what they say about the candidate counts nowhere"
+
+
+def test_cohorts_that_are_too_large_to_be_named_are_shares_and_keep_who_was_named() -> None:
+    bench = RolloutBench(2 * MEMBERS_MAX + 88)
+    bench.begin()
+    for percent, named in ((1.0, 6), (10.0, 60), (50.0, 0)):
+        assert bench.settings.stages[bench.machine.record.stage] == percent
+        assert len(bench.state.members) == named
+        wanted = bench.machine.record.target
+        assert len(bench.exposed()) == wanted
+        before = set(bench.exposed())
+        bench.pass_stage()
+        assert before <= set(bench.exposed())

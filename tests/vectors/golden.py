@@ -97,6 +97,7 @@ def rolling(**changes: Any) -> rollout.RolloutState:
         "issued_s": 1_772_366_400.0,
         "expires_s": 1_772_452_800.0,
         "pins": (rollout.RolloutPin(device=DEVICE, version=6),),
+        "members": ("gw-02", "gw-04"),
     }
     return rollout.RolloutState(**{**fields, **changes})
 

@@ -355,6 +355,8 @@ def bad() -> list[Bad]:
             _with(rolling(), share_ppm=600_000, control_ppm=400_001), "schema", "overlap"),
         Bad("pins twice", rollout.RolloutState, "msgpack",
             _with(rolling(), pins=_plain(rolling())["pins"] * 2), "schema", "pins are not sorted"),
+        Bad("exposed devices out of order", rollout.RolloutState, "msgpack",
+            _with(rolling(), members=["gw-04", "gw-02"]), "schema", "members are not sorted"),
         Bad("salt of 15 bytes", rollout.RolloutState, "msgpack", _with(rolling(), salt=bytes(15)), "schema", "salt"),
         Bad("rollout that a device wrote", rollout.RolloutState, "sealed",
             Good("", rolling(), "sealed", "", rollout.ROLLOUT_TYPE, DEVICE).data(), "sender", "expected 'aggregator'",

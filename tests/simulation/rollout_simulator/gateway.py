@@ -159,6 +159,8 @@ class Gateway:
     def _cohort_step(self, event: Event) -> None:
         self._carry_out(self.cohorts.handle(event, self._world.now))
         if isinstance(event, RolloutReceived):
+            assert self.cohorts.state is not None, "it has taken this state, or a newer one"
+            self._site.observer.took(self.id, self.cohorts.state)
             self.say_state()
 
     def _update_step(self, event: Event) -> None:

@@ -34,11 +34,14 @@ class Observer:
         self._controls: dict[int, set[str]] = {}
         self._confirmed: dict[str, InstalledModel] = {}
         self._share: dict[int, int] = {}
-        self._uncounted: dict[int, set[str]] = {}
-        self._unknown: dict[int, int] = {}
+        self._taken: dict[str, int] = {}
+        self._most: dict[int, int] = {}
+        self._began: dict[int, set[str]] = {}
 
     def said(self, state: RolloutState, record: RolloutRecord) -> None:
-        """The aggregator signs a state; its record is on disk."""
+        """The aggregator says a state; the record is what is on its disk at that moment."""
+        if record.said != state:
+            raise ViolationError(f"state {state.seq} of rollout {state.rollout} was said before it was written down")
         before = self.states.setdefault(state.seq, state)
         if before != state:
             raise ViolationError(f"two states of number {state.seq}: {before} and {state}")
@@ -52,16 +55,12 @@ class Observer:
         pinned = {pin.device for pin in state.pins}
         everybody = [d for d in self._site.gateways if d not in pinned]
         found = [cohort(state, device) for device in everybody]
-        exposed, percent = found.count("candidate"), self._site.settings.stages[record.stage]
-        least = max(math.ceil(len(everybody) * percent / 100.0), self._site.settings.devices_min)
-        # Devices that nobody knew when the share was set, or that were pinned then, are no part of what was counted.
-        here = len(self._site.gateways)
-        self._unknown[state.rollout] = max(self._unknown.get(state.rollout, 0), here - record.fleet)
-        self._uncounted.setdefault(state.rollout, set()).update(pinned)
-        unknown = self._unknown[state.rollout] + len(self._uncounted[state.rollout])
-        most = len(everybody) if percent == 100.0 else min(least, len(self._site.gateways) // 2) + unknown
-        if exposed > most:
-            raise ViolationError(f"rollout {state.rollout}, stage {percent} %: {exposed} exposed, expected {most}")
+        percent = self._site.settings.stages[record.stage]
+        self._most[state.rollout] = most = self._stage_size(percent)
+        if found.count("candidate") > most:
+            raise ViolationError(
+                f"rollout {state.rollout}, stage {percent} %: {found.count('candidate')} exposed, expected {most}"
+            )
         control = {d for d, c in zip(everybody, found, strict=True) if c == "control"}
         if percent < 100.0:
             lost = self._controls.get(state.rollout, set()) - control - pinned
@@ -70,6 +69,19 @@ class Observer:
             self._controls[state.rollout] = control | self._controls.get(state.rollout, set()) - pinned
         else:
             self._controls.pop(state.rollout, None)
+
+    def _stage_size(self, percent: float) -> int:
+        """Devices that a stage may expose, of all that there are: no allowance for those that nobody knew or pinned."""
+        here = len(self._site.gateways)
+        if percent == 100.0:
+            return here
+        return min(max(math.ceil(here * percent / 100.0), self._site.settings.devices_min), here // 2)
+
+    def took(self, device: str, state: RolloutState) -> None:
+        """A device has taken a state, and written it down."""
+        if state.seq < self._taken.get(device, 0):
+            raise ViolationError(f"{device}: took state {state.seq} after state {self._taken[device]}")
+        self._taken[device] = state.seq
 
     def activates(self, device: str, model: InstalledModel) -> None:
         """A device is about to run a release."""
@@ -94,6 +106,15 @@ class Observer:
         if state.state is not RolloutPhase.PROMOTED and device in self._controls.get(state.rollout, set()):
             raise ViolationError(f"{device}: of the control cohort runs release {model.version}")
         self.exposures[state.rollout] += 1
+        if state.state is RolloutPhase.PROMOTED:
+            return
+        began = self._began.setdefault(state.rollout, set())
+        began.add(device)
+        if len(began) > self._most[state.rollout]:
+            raise ViolationError(
+                f"rollout {state.rollout}: {len(began)} devices began with release {model.version}, expected at most "
+                f"{self._most[state.rollout]}"
+            )
 
     def _check_return(self, device: str, model: InstalledModel, state: RolloutState | None) -> None:
         confirmed = self._confirmed.get(device)

@@ -19,7 +19,7 @@ from vedette_aggregator.rollout_events import (
 from vedette_aggregator.rollout_machine import RolloutMachine
 from vedette_aggregator.rollout_messages import RolloutMessages
 from vedette_aggregator.rollout_settings import RolloutSettings
-from vedette_aggregator.rollout_state import Phase
+from vedette_aggregator.rollout_state import Phase, read_record, record_key
 from vedette_core.machine import Effect, Event, Persist, Publish, Tick
 from vedette_schemas.envelope import unseal
 from vedette_schemas.rollout import ROLLOUT_TYPE, RolloutState
@@ -167,7 +167,8 @@ class Site:
                     self.disk.put(key, value)
                 case Publish(payload=payload):
                     state = unseal(RolloutState, payload, ROLLOUT_TYPE, OpenKeys(), sender="aggregator")[0]
-                    self.observer.said(state, self.machine.record)
+                    stored = self.disk.data.get(record_key(TASK))
+                    self.observer.said(state, read_record(stored, TASK))
                     self._publish(state)
                 case ActivateRelease(version=version):
                     self._activate_later(version)
