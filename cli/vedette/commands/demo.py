@@ -179,6 +179,11 @@ def _print_summary(figures: dict[str, Any], verdict: Verdict) -> None:
         ("windows scored", f"{figures['windows_scored']:,}, {figures['score_us_p50']} µs each (median)"),
         ("rounds", f"{rounds}; updates {figures['protection']}"),
         ("releases activated", f"{figures['releases_activated']}, all signed: {figures['releases_verified']}"),
+        (
+            "rollouts promoted",
+            f"{figures['rollouts_promoted']} of {figures['rollouts_total']}; "
+            f"{figures['devices_on_newest_release']} devices end on the newest releases",
+        ),
         ("sent a device and round", f"{figures['bytes_up_per_device_round']:,} bytes"),
         ("memory a device", f"{figures['rss_mb_device']} MB"),
         ("took", f"{figures['seconds']} s"),

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from vedette.observer import Observer
 from vedette.site import Site, create
 from vedette_aggregator.registry import Registry
 from vedette_schemas.alert import Alert
-from vedette_schemas.errors import RefusedError, TransientError
+from vedette_schemas.errors import ConfigError, RefusedError, TransientError
 from vedette_schemas.model import Variant
 
 POLL_S: Final = 0.25
@@ -76,7 +76,8 @@ async def run(
         if base is None:
             base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vedette-demo-")))
         port = free_port()
-        site = _make_site(base / "site", replayed, options.pace, port)
+        staged = plan.is_staged(replayed, options.pace)
+        site = _make_site(base / "site", replayed, options.pace, port, staged=staged)
         fleet = stack.enter_context(Fleet(base / "logs"))
         fleet.start("broker", "broker", "run", "-c", str(site.broker_config))
         fleet.wait_for_port(port)
@@ -85,8 +86,10 @@ async def run(
         fleet.start("aggregator", "aggregator", "run", "-c", str(site.aggregator_config), *flags)
         for device, config in site.device_configs.items():
             fleet.start(device, "device", "run", "-c", str(config), *flags, ends=True)
+        signed = SignedReleases(site)
         while not fleet.finished():
             fleet.check()
+            await asyncio.to_thread(signed.note)
             if time.monotonic() - started > options.timeout_s:
                 raise TransientError(
                     f"demo: not finished after {options.timeout_s:.0f} s; see the logs in {fleet.logs}"
@@ -100,9 +103,10 @@ async def run(
             observer,
             verdict,
             devices=len(replayed.gateways),
+            staged=staged,
             tasks=("network", "sensor"),
             seconds=time.monotonic() - started,
-            verified=all_signed(observer, site),
+            verified=signed.cover(observer),
             protection="none" if options.plain else "masked",
         )
     return figures, verdict
@@ -118,28 +122,47 @@ def armed_from(observer: Observer) -> dict[tuple[str, Source], float]:
     return armed
 
 
-def all_signed(observer: Observer, site: Site) -> bool:
-    """Whether the bytes that every device activated are those of a signed target of that task and version."""
-    registry = Registry(site.directory / "trust")
-    signed: set[tuple[str, int, str]] = set()
-    for task in registry.tasks:
-        for version in registry.versions(task):
-            for variant in Variant:
-                with contextlib.suppress(RefusedError):
-                    data = registry.target(task, version, variant)[1]
-                    signed.add((task, version, hashlib.sha256(data).hexdigest()))
-    return bool(observer.activated) and all(
-        (task, version, digest) in signed for (_device, task, version), digest in observer.activated.items()
-    )
+class SignedReleases:
+    """What the release repository lists, and what it listed before: it keeps the newest releases only.
+
+    Args:
+        site: whose.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._registry = Registry(site.directory / "trust")
+        self._signed: dict[tuple[str, int], set[str]] = {}
+
+    def note(self) -> None:
+        """Look at what is listed now."""
+        for task in self._registry.tasks:
+            for version in self._registry.versions(task):
+                if (task, version) not in self._signed:
+                    # One that goes between two looks at the folder was seen before, or ran nowhere.
+                    with contextlib.suppress(ConfigError):
+                        self._signed[(task, version)] = set(self._digests(task, version))
+
+    def cover(self, observer: Observer) -> bool:
+        """Whether the bytes that every device activated are those of a signed target of that task and version."""
+        self.note()
+        return bool(observer.activated) and all(
+            digest in self._signed.get((task, version), ())
+            for (_device, task, version), digest in observer.activated.items()
+        )
+
+    def _digests(self, task: str, version: int) -> Iterator[str]:
+        for variant in Variant:
+            with contextlib.suppress(RefusedError):
+                yield hashlib.sha256(self._registry.target(task, version, variant)[1]).hexdigest()
 
 
-def _make_site(directory: Path, replayed: Recordings, pace: plan.Pace, port: int) -> Site:
+def _make_site(directory: Path, replayed: Recordings, pace: plan.Pace, port: int, *, staged: bool) -> Site:
     devices = [gateway.id for gateway in replayed.gateways]
     return create(
         directory,
         plan.SITE,
         devices,
         port=port,
-        tasks=plan.tasks(replayed.gateways[0].sensor.columns, len(devices)),
+        tasks=plan.tasks(replayed.gateways[0].sensor.columns, len(devices), staged=staged),
         device_tables={gateway.id: plan.device_tables(gateway, pace) for gateway in replayed.gateways},
     )

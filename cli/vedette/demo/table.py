@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Collection
 from typing import Final
 
 from rich.console import Group, RenderableType
@@ -10,7 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vedette.observer import Observer
+from vedette_core.crypto.cohorts import cohort
 from vedette_schemas.alert import Alert, AlertState, Severity
+from vedette_schemas.rollout import RolloutPhase, RolloutState
 from vedette_schemas.round import Phase
 
 ALERTS_SHOWN: Final = 8
@@ -27,6 +30,17 @@ PHASES: Final = {
     Phase.DONE: "released",
     Phase.FAILED: "failed",
 }
+
+
+def rollout_line(state: RolloutState, devices: Collection[str]) -> str:
+    """Where a rollout is, in a line: what, how far, and with how many of the devices that are seen."""
+    told = f"release {state.candidate} over release {state.baseline}: {state.state.value}"
+    if state.state not in (RolloutPhase.RUNNING, RolloutPhase.PAUSED):
+        return told
+    places = [cohort(state, device) for device in devices]
+    exposed, control = places.count("candidate"), places.count("control")
+    stage = "canary stage, " if control else "last stage, "
+    return f"{told}, {stage}{exposed} of {len(places)} devices" + (f", {control} compared with" if control else "")
 
 
 class LiveTable:
@@ -66,6 +80,9 @@ class LiveTable:
             phase = "starting" if opened is None else f"round {opened.round}: {PHASES[opened.phase]}"
             groups = f", groups: {opened.groups}" if opened is not None and opened.groups else ""
             text.append(f"{task:8}", "bold").append(f" {phase}   ({done} released, {self._protection}{groups})\n")
+            said = observer.rollouts.get(task)
+            if said:
+                text.append(f"{'':8} {rollout_line(said[-1], observer.states)}\n", "cyan")
         return text
 
     def _devices(self, observer: Observer) -> Table:
