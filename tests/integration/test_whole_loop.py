@@ -58,7 +58,8 @@ def write_recording(path: Path, seed: int) -> None:
     path.write_text("\n".join([f"time_s,{','.join(CHANNELS)}", *rows]) + "\n")
 
 
-def make_site(directory: Path, port: int, *, speed: float) -> Site:
+def make_site(directory: Path, port: int, *, speed: float, everything: bool = False) -> Site:
+    """A site whose nodes replay recordings; with everything, attested nodes and releases in stages, too."""
     tables: dict[str, dict[str, Any]] = {}
     directory.mkdir()
     for i, device in enumerate(DEVICES):
@@ -91,8 +92,17 @@ def make_site(directory: Path, port: int, *, speed: float) -> Site:
             "quorum": 5,
             "group_size": 5,
         },
+        "rollout": {"enabled": everything},
     }
-    return create(directory / "site", "test-site", DEVICES, port=port, tasks=[task], device_tables=tables)
+    return create(
+        directory / "site",
+        "test-site",
+        DEVICES,
+        port=port,
+        tasks=[task],
+        device_tables=tables,
+        attested=everything,
+    )
 
 
 async def until(fleet: Fleet, what: str, condition: Callable[[], bool]) -> None:
@@ -231,7 +241,7 @@ def test_every_panel_shows_the_running_fleet(tmp_path: Path) -> None:
     if absent:
         pytest.skip(absent)
     port, metrics_port = free_port(), free_port()
-    site = make_site(tmp_path / "loop", port, speed=2_000.0)
+    site = make_site(tmp_path / "loop", port, speed=2_000.0, everything=True)
     config = site.aggregator_config.read_text()
     site.aggregator_config.write_text(f"{config}\n[metrics]\nenabled = true\nport = {metrics_port}\n")
 

@@ -64,6 +64,30 @@ def test_init_makes_settings_that_are_read_back(site: Path) -> None:
     assert all(p.stat().st_mode & 0o077 == 0 for p in site.rglob("*.key"))
 
 
+@pytest.mark.parametrize(
+    ("devices", "stages", "says"),
+    [
+        (3, None, "3 are too few to compare"),
+        (4, (50.0, 100.0), "in stages (50 %, 100 %)"),
+        (8, (25.0, 50.0, 100.0), "in stages (25 %, 50 %, 100 %)"),
+        (20, (10.0, 50.0, 100.0), "in stages (10 %, 50 %, 100 %)"),
+    ],
+)
+def test_init_switches_rollouts_on_where_there_is_something_to_compare(
+    tmp_path: Path, devices: int, stages: tuple[float, ...] | None, says: str
+) -> None:
+    from vedette_aggregator.settings import AggregatorSettings
+    from vedette_core.runtime.config import load
+
+    made = vedette("init", str(tmp_path / "s"), "--devices", ",".join(f"gw-{i}" for i in range(devices)))
+    assert made.returncode == ExitCode.OK, made.stderr
+    assert says in made.stdout
+    (task,) = load(AggregatorSettings, tmp_path / "s" / "config" / "aggregator.toml").tasks
+    assert task.rollout.enabled == (stages is not None)
+    if stages is not None:
+        assert task.rollout.stages == stages
+
+
 def test_init_does_not_touch_a_folder_that_is_in_use(site: Path) -> None:
     done = vedette("init", str(site))
     assert done.returncode == ExitCode.CONFIGURATION

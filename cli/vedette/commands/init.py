@@ -33,15 +33,19 @@ def init_site(
     port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="TCP port of the broker.")] = 8883,
 ) -> None:
     """Make a site: certificate authority, a bundle a node, release repository, a settings file a component."""
-    from vedette.site import create
+    from vedette.site import DEFAULT_TASKS, create
+    from vedette.site_rollout import rollout_lines, rollout_table
 
-    made = create(directory, site, [d.strip() for d in devices.split(",") if d.strip()], port=port)
+    names = [d.strip() for d in devices.split(",") if d.strip()]
+    tasks = [{**task, "rollout": rollout_table(len(names))} for task in DEFAULT_TASKS]
+    made = create(directory, site, names, port=port, tasks=tasks)
     typer.echo(f"{directory}: site {site}; three processes make it run, a fourth renews certificates:")
     typer.echo(f"  vedette broker run -c {made.broker_config}")
     typer.echo(f"  vedette aggregator run -c {made.aggregator_config}")
     typer.echo(f"  vedette ca serve -c {made.authority_config}")
     for config in made.device_configs.values():
         typer.echo(f"  vedette device run -c {config}    # give it a source first: [network], [sensor] or [behaviour]")
+    typer.echo(f"  {rollout_lines(len(names))}")
 
 
 @app.command("device")
