@@ -90,6 +90,10 @@ class Observer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the connection; harmless if it has ended."""
         await self._link.stop()
 
     async def closed(self) -> None:
