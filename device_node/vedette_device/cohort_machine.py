@@ -142,12 +142,14 @@ class CohortMachine:
 
     def _decide(self, now: float) -> list[Effect]:
         listing, record = self._listing, self._record
+        expired = record is not None and now >= record.state.expires_s
+        # Also without metadata: their coming decides anew, and until then a deadline that is over would stay so.
+        self._expiry_seen = self._expiry_seen or expired
         if listing is None:
             return []
         if record is None:
             return _announce(listing.active)
-        if now >= record.state.expires_s:
-            self._expiry_seen = True
+        if expired:
             return [self._count("expired"), *_announce(listing.active)]
         state, out = record.state, list[Effect]()
         wanted = self._wanted(state)

@@ -184,6 +184,12 @@ def test_a_gate_that_lets_floods_pass_is_seen(monkeypatch: Patch) -> None:
     _sees("floods alerts and passed every stage")
 
 
+def test_a_deadline_that_stays_over_is_seen(monkeypatch: Patch) -> None:
+    deadline = lambda machine: None if machine.state is None else machine.state.expires_s  # noqa: E731
+    monkeypatch.setattr(CohortMachine, "next_deadline", deadline)
+    _sees("time stands still")
+
+
 def test_the_command_line_says_what_happened_and_how_to_repeat_a_failure(
     monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -151,6 +151,17 @@ def test_a_pin_is_stronger_than_a_cohort(device: Device) -> None:
     assert announced(device.send(RolloutReceived(state(4, pins=pins, share_ppm=OUT)))) == [(2, (1, 5, 4))]
 
 
+def test_a_state_that_expires_before_metadata_come_asks_for_no_more_ticks(device: Device) -> None:
+    device.send(RolloutReceived(state(3)))
+    device.restart()
+    assert device.machine.next_deadline() == 1000.0
+    device.now = 1000.0
+    assert device.send(Tick()) == []
+    assert device.machine.next_deadline() is None
+    effects = device.send(listing())
+    assert (outcomes(effects), announced(effects)) == (["expired"], [(1, (1, 5))])
+
+
 def test_an_expired_state_decides_nothing(device: Device) -> None:
     device.send(RolloutReceived(state(3)))
     assert device.machine.next_deadline() == 1000.0

@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
+from fleet_simulator.violation import ViolationError
+
 from vedette_device.verified_release import VerifiedRelease, VerifiedTarget
 from vedette_schemas.model import ReleaseTarget, Variant
 
+AT_ONCE_MAX: Final = 200_000
+"""Events of one instant: every step of a gateway asks to be woken at its deadline, and all have that of one state."""
 TASK: Final = "network"
 SCHEMA: Final = "5c" * 32
 KEPT: Final = 3
@@ -155,8 +159,13 @@ class World:
 
     def run(self, until: float) -> None:
         """Let time pass."""
+        at_once = 0
         while self._queue and self._queue[0][0] <= until:
+            before = self.now
             self.now, _, call = heapq.heappop(self._queue)
             self.steps += 1
+            at_once = at_once + 1 if self.now == before else 0
+            if at_once > AT_ONCE_MAX:
+                raise ViolationError(f"time stands still at {self.now}: somebody's deadline is over, and stays so")
             call()
         self.now = until
