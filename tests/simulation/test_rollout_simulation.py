@@ -22,7 +22,7 @@ from vedette_aggregator.rollout_watch import Gate, RolloutWatch
 from vedette_core.learning.rank_test import Verdict
 from vedette_core.machine import Effect
 from vedette_device.cohort_machine import CohortMachine
-from vedette_schemas.rollout import PPM, RolloutState
+from vedette_schemas.rollout import RolloutState
 
 BLOCKS, SEEDS_A_BLOCK = 3, 10
 Patch = pytest.MonkeyPatch
@@ -128,7 +128,7 @@ def _sees(what: str, seeds: Iterable[int] = range(60)) -> None:
 
 
 def test_a_stage_that_exposes_too_many_is_seen(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(rollout_machine, "share_of", lambda salt, fleet, wanted: PPM // 2)
+    monkeypatch.setattr(rollout_machine, "members_of", lambda salt, fleet, *_: sorted(fleet))
     _sees("exposed, expected")
 
 
