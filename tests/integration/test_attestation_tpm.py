@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from software_tpm import SoftwareTpm, missing
 
 from vedette_aggregator.attestation_machine import ChallengeAsked, EvidenceReceived, PolicyTaken, VerifierMachine
-from vedette_aggregator.enrolments import Drawn, Enrolments, read_request
+from vedette_aggregator.enrolments import PASSPORT_PREFIX, WITHDRAWN, Drawn, Enrolments, read_request
 from vedette_broker import ca
 from vedette_core.attestation.passport import PassportCheck
 from vedette_core.attestation.policy import read_policy
@@ -339,7 +339,7 @@ def test_a_node_whose_count_of_starts_went_back(site: Site) -> None:
     assert site.rule(site.evidence(site.nonce())) == "boot-count"
     assert Enrolments(site.store).get(DEVICE) is not None
     Enrolments(site.store).forget(DEVICE)
-    assert site.store.all("attest/") == {}, "keys and counts are forgotten together"
+    assert site.store.all("attest/") == {PASSPORT_PREFIX + DEVICE: WITHDRAWN}, "keys and counts are forgotten together"
 
 
 def test_another_devices_result_an_expired_one_and_one_of_an_older_policy(site: Site) -> None:
