@@ -245,8 +245,7 @@ class RoundMachine:
                 return
         self._book.store_model(out)
         self._take_plan(read_plan(self._book.model.plan))
-        number = self.round + 1
-        model = self._book.model
+        number, model = self.round + 1, self._book.model
         record = replace(
             self._book.record, round=number, plan=model.plan, model_version=model.version, model_sha256=model.sha256
         )
@@ -254,8 +253,8 @@ class RoundMachine:
             record = replace(record, excluded=())  # other groups: everybody gets another chance
         out += self._memory.fold(number)
         self._begin_checkin(record, 1, now, out)
-        out.append(Count("rounds", "opened", self.task))
-        out.append(Note("info", f"{self.task} round {number}: open on release {self._book.model.version}"))
+        said = f"{self.task} round {number}: open on release {model.version}"
+        out += [Count("rounds", "opened", self.task), Note("info", said)]
 
     def _take_plan(self, plan: Plan) -> None:
         self._plan = plan
@@ -268,10 +267,11 @@ class RoundMachine:
         self._book.record = record
         self._ready.begin(now)
         until = now + self._settings.checkin_s if self._ready.enough(self._plan) else None
-        self._book.commit(record.checking_in(attempt, until), out)
+        self._book.record = record.checking_in(attempt, until)
         if self._ready.possible(self._plan):
+            self._book.commit(self._book.record, out)
             self._announce(out)
-        else:  # counted as a round, so that the epoch comes to its end
+        else:  # counted as a round, so that the epoch ends; open is never written: a crash would leave it so for ever
             self._end(Phase.FAILED, "too few devices are left without those that dealt wrong shares", now, out)
 
     def _form_groups(self, now: float, out: list[Effect]) -> None:

@@ -29,6 +29,12 @@ def test_what_must_hold_holds_whatever_goes_wrong(block: int) -> None:
         assert done.released > 0 or done.spent_up or done.kind == "two-faced"
 
 
+@pytest.mark.parametrize("seed", [9270, 9281])
+def test_a_crash_before_the_end_of_a_round_that_cannot_be_leaves_no_open_round(seed: int) -> None:
+    """Five devices, one of them blamed: the round failed, but a crash in between had left it open, for ever."""
+    assert run(seed).released > 0
+
+
 @lru_cache(maxsize=1)
 def _some_of_every_kind() -> tuple[Run, ...]:
     """Runs of seeds that the blocks do not have: three of every kind of fleet."""
