@@ -19,7 +19,7 @@ from unittest import mock
 
 import numpy as np
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Targets  # type: ignore[attr-defined]  # public names, imported there
+from tuf.api.metadata import Metadata, Targets
 
 from vedette_aggregator.publication import retained_messages
 from vedette_aggregator.registry import Registry

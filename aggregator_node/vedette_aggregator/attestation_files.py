@@ -13,6 +13,7 @@ from vedette_aggregator.attestation_machine import read_counters
 from vedette_aggregator.claimed_identity import learn, raw_key
 from vedette_aggregator.enrolments import COUNTERS_PREFIX, Drawn, Enrolments, open_enrolments, read_request
 from vedette_aggregator.settings import AggregatorSettings
+from vedette_aggregator.state_file import state_path
 from vedette_core.attestation.appraisal import Counters, appraise, read_claims
 from vedette_core.attestation.policy import read_policy
 from vedette_core.crypto.signing import KeyRing
@@ -46,7 +47,7 @@ def appraise_file(settings: AggregatorSettings, file: Path, nonce: bytes | None,
     key = raw_key(learn(ring, device, claimed.certificate, claimed.intermediate, now))
     body, _ = unseal(Evidence, data, EVIDENCE_TYPE, ring, sender=device)
     policy = policy_of(settings)
-    counters, enrolment = _known(settings.state_dir / "aggregator.db", device)
+    counters, enrolment = _known(state_path(settings), device)
     found = appraise(
         body,
         device=device,

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
-from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]
+from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from vedette_aggregator.registry_files import KEY_MODE_MASK, PUBLIC_FILE
 from vedette_core.runtime.durable import file_error, write_durable

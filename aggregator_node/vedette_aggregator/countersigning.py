@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from pydantic import Field
-from securesystemslib.signer import Signature  # type: ignore[attr-defined]
+from securesystemslib.signer import Signature
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Targets  # type: ignore[attr-defined]  # public names, imported there
+from tuf.api.metadata import Metadata, Targets
 
 from vedette_aggregator.registry_files import PUBLIC_FILE, RELEASE_LIFETIME, RepositoryFiles, RepositoryState, expiry
 from vedette_aggregator.release_listing import active_version, lengths_of, releases_of, revoked_of

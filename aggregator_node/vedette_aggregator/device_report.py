@@ -13,6 +13,7 @@ from vedette_aggregator.device_standing import attestations, certificate_end, pi
 from vedette_aggregator.quarantine import Quarantine
 from vedette_aggregator.round_state import DeviceRecord, RoundKeys, below
 from vedette_aggregator.settings import AggregatorSettings
+from vedette_aggregator.state_file import open_state
 from vedette_core.runtime.storage import Database, StateStore
 from vedette_schemas import alert as alerts
 from vedette_schemas.errors import ConfigError
@@ -140,14 +141,8 @@ def open_device_reports(settings: AggregatorSettings) -> Iterator[DeviceReports]
     Raises:
         ConfigError: there is no aggregator's state.
     """
-    path = settings.state_dir / "aggregator.db"
-    if not path.exists():
-        raise ConfigError(f"{path}: found no state there, expected that of an aggregator that has run")
-    database = Database(path, alert_store.TABLES + device_book.TABLES)
-    try:
+    with open_state(settings, alert_store.TABLES + device_book.TABLES) as database:
         yield DeviceReports(database, tuple(task.task for task in settings.tasks))
-    finally:
-        database.close()
 
 
 def _plain(document: Mapping[str, Any]) -> dict[str, Any]:

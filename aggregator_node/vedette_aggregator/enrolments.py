@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from vedette_aggregator.claimed_identity import learn
 from vedette_aggregator.settings import AggregatorSettings
+from vedette_aggregator.state_file import state_path
 from vedette_core.attestation.tpm_credential import SECRET_BYTES, make_credential
 from vedette_core.attestation.tpm_public import read_attestation_key, read_endorsement_key
 from vedette_core.crypto.signing import KeyRing
@@ -187,7 +188,7 @@ def open_enrolments(settings: AggregatorSettings) -> Iterator[Enrolments]:
     Raises:
         ConfigError: its state cannot be opened.
     """
-    database = Database(settings.state_dir / "aggregator.db")
+    database = Database(state_path(settings))
     try:
         yield Enrolments(StateStore(database))
     finally:

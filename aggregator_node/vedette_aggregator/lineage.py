@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from vedette_aggregator.settings import AggregatorSettings
+from vedette_aggregator.state_file import existing_state_path
 from vedette_core.runtime.storage import Database
 from vedette_schemas.errors import ConfigError, RefusedError
 
@@ -280,10 +281,7 @@ def open_lineage(settings: AggregatorSettings) -> Lineage:
     Raises:
         ConfigError: there is no aggregator's state.
     """
-    path = settings.state_dir / "aggregator.db"
-    if not path.exists():
-        raise ConfigError(f"{path}: found no state there, expected that of an aggregator that has run")
-    return Lineage(path)
+    return Lineage(existing_state_path(settings))
 
 
 def json_safe(value: Any) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from vedette_aggregator.round_memory import read_ledger
 from vedette_aggregator.round_state import RoundKeys, RoundRecord
 from vedette_aggregator.settings import AggregatorSettings
+from vedette_aggregator.state_file import open_state
 from vedette_core.privacy.ledger import Budget
 from vedette_core.privacy.report import PrivacyRow, privacy_rows
-from vedette_core.runtime.storage import Database, StateStore
-from vedette_schemas.errors import ConfigError
+from vedette_core.runtime.storage import StateStore
 from vedette_schemas.round import PrivacyPlan
 
 
@@ -18,11 +18,7 @@ def privacy_rows_of(settings: AggregatorSettings) -> tuple[PrivacyRow, ...]:
     Raises:
         ConfigError: there is no state, or it cannot be read.
     """
-    path = settings.state_dir / "aggregator.db"
-    if not path.exists():
-        raise ConfigError(f"{path}: found no state there, expected that of an aggregator that has run")
-    database = Database(path)
-    try:
+    with open_state(settings) as database:
         store = StateStore(database)
         rows = []
         for task in settings.tasks:
@@ -41,6 +37,4 @@ def privacy_rows_of(settings: AggregatorSettings) -> tuple[PrivacyRow, ...]:
             )
             ledger = read_ledger(keys, budget, store.all(f"privacy/{task.task}/"))
             rows.append((ledger, number + 1, promised.noise_multiplier))
-    finally:
-        database.close()
     return privacy_rows(rows)

@@ -12,7 +12,8 @@ from typing import Any, Final
 from vedette_aggregator.round_memory import read_suspicions
 from vedette_aggregator.round_state import RoundKeys
 from vedette_aggregator.settings import AggregatorSettings
-from vedette_core.runtime.storage import Database, StateStore
+from vedette_aggregator.state_file import open_state
+from vedette_core.runtime.storage import StateStore
 from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.topics import check_id
 
@@ -98,14 +99,8 @@ def open_quarantine(settings: AggregatorSettings) -> Iterator[Quarantine]:
     Raises:
         ConfigError: there is no aggregator's state.
     """
-    path = settings.state_dir / "aggregator.db"
-    if not path.exists():
-        raise ConfigError(f"{path}: found no state there, expected that of an aggregator that has run")
-    database = Database(path)
-    try:
+    with open_state(settings) as database:
         yield Quarantine(StateStore(database), tuple(task.task for task in settings.tasks))
-    finally:
-        database.close()
 
 
 def _checked(device: str) -> str:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from tuf.api.metadata import Metadata, TargetFile, Targets  # type: ignore[attr-defined]  # public names, imported there
+from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from vedette_aggregator import registry_ceremony, registry_draft, registry_proposal
 from vedette_aggregator.countersigning import AwaitsValidatorError, Countersigning

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from securesystemslib.signer import CryptoSigner, SSlibKey  # type: ignore[attr-defined]
+from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import (  # type: ignore[attr-defined]  # its public names, imported there without __all__
+from tuf.api.metadata import (
     Delegations,
     Metadata,
     MetaFile,

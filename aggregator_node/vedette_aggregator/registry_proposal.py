@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Role, Root, Targets  # type: ignore[attr-defined]  # public names
+from tuf.api.metadata import Metadata, Role, Root, Targets
 
 from vedette_aggregator.registry_ceremony import check_empty, prepare_directory
 from vedette_aggregator.registry_draft import (

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from tuf.api.metadata import TargetFile, Targets  # type: ignore[attr-defined]  # public names, imported there
+from tuf.api.metadata import TargetFile, Targets
 
 from vedette_schemas import codec
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from tuf.api.metadata import Targets  # type: ignore[attr-defined]  # public names, imported there
+from tuf.api.metadata import Targets
 
 from vedette_aggregator.release_listing import (
     active_version,

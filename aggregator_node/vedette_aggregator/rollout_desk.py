@@ -14,7 +14,8 @@ from vedette_aggregator.rollout_events import Requested, Verb
 from vedette_aggregator.rollout_requests import RequestBody, check, request_key
 from vedette_aggregator.rollout_state import RolloutRecord, read_record, record_key
 from vedette_aggregator.settings import AggregatorSettings, RolloutSection
-from vedette_core.runtime.storage import Database, StateStore
+from vedette_aggregator.state_file import open_state
+from vedette_core.runtime.storage import StateStore
 from vedette_schemas import codec
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.topics import check_id
@@ -187,15 +188,9 @@ def open_desk(settings: AggregatorSettings) -> Iterator[RolloutDesk]:
     Raises:
         ConfigError: there is no aggregator's state.
     """
-    path = settings.state_dir / "aggregator.db"
-    if not path.exists():
-        raise ConfigError(f"{path}: found no state there, expected that of an aggregator that has run")
-    database = Database(path)
-    try:
-        staged = {task.task: task.rollout for task in settings.tasks if task.rollout.enabled}
+    staged = {task.task: task.rollout for task in settings.tasks if task.rollout.enabled}
+    with open_state(settings) as database:
         yield RolloutDesk(StateStore(database), staged)
-    finally:
-        database.close()
 
 
 def _time(at_s: float) -> str | None:

@@ -54,6 +54,7 @@ from vedette_aggregator.round_settings import RoundSettings
 from vedette_aggregator.round_setup import RoundParts
 from vedette_aggregator.round_state import RoundState
 from vedette_aggregator.settings import AggregatorSettings, TaskSection
+from vedette_aggregator.state_file import state_path
 from vedette_core.crypto.signing import KeyRing
 from vedette_core.learning.robust.defence import Defence
 from vedette_core.machine import Connected, Effect, Event, Publish, Tick
@@ -105,7 +106,7 @@ class AggregatorService:
         self._topics = Topics(settings.site)
         self._say = RoundMessages(self._topics, self._node.id, self._node.signer)
         self._metrics = Metrics(AGGREGATOR_METRICS)
-        self._database = Database(settings.state_dir / "aggregator.db", alert_store.TABLES + device_book.TABLES)
+        self._database = Database(state_path(settings), alert_store.TABLES + device_book.TABLES)
         self._store = StateStore(self._database)
         self._alerts = AlertStore(self._database)
         self._fleet = Fleet(self._metrics, FleetEventSettings(**settings.fleet_events.model_dump()))

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Root, TargetFile, Targets  # type: ignore[attr-defined]  # public names
+from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 
 from vedette_aggregator.countersigning import Countersigning, Verdict
 from vedette_aggregator.registry_files import RELEASE_LIFETIME, RepositoryFiles, RepositoryState

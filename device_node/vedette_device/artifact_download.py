@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 from tuf.api import exceptions
-from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # public names, imported there
+from tuf.api.metadata import TargetFile
 
 from vedette_core.learning.artifact_diff import apply_diff
 from vedette_device.trust_updater import Fetch

@@ -21,8 +21,8 @@ from typing import Annotated, Final
 
 from pydantic import Field
 from tuf.api import exceptions
-from tuf.api.metadata import TargetFile, Targets  # type: ignore[attr-defined]  # public names, imported there
-from tuf.ngclient import FetcherInterface, UpdaterConfig  # type: ignore[attr-defined]
+from tuf.api.metadata import TargetFile, Targets
+from tuf.ngclient import FetcherInterface, UpdaterConfig
 
 from vedette_core.runtime.durable import file_error, make_directory, synchronise_tree, write_durable
 from vedette_device.artifact_download import ArtifactDownload, Held, nothing_held

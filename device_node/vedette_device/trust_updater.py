@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from tuf.api import exceptions
-from tuf.api.metadata import Signed, Targets  # type: ignore[attr-defined]  # public names, imported there
-from tuf.ngclient import FetcherInterface, Updater  # type: ignore[attr-defined]
+from tuf.api.metadata import Signed, Targets
+from tuf.ngclient import FetcherInterface, Updater
 
 from vedette_schemas import codec
 from vedette_schemas.errors import PeerError, RefusedError, TransientError

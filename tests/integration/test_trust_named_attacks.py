@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from release_site import SCHEMA, Site, describe, release_files
 from release_thief import Thief, with_releases
-from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
+from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, TargetFile, Targets
 
 from vedette_aggregator.registry_files import RepositoryState, meta_file

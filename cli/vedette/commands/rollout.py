@@ -100,60 +100,28 @@ def create(
     _ask(config, task, Verb.CREATE, by, wait, dry_run, version=version)
 
 
-@app.command()
-def start(config: Config, task: Task = None, by: By = None, wait: Wait = WAIT_S, dry_run: DryRun = False) -> None:
-    """Let a rollout begin that waits for it (approve = [0] in the settings)."""
-    from vedette_aggregator.rollout_events import Verb
-
-    _ask(config, task, Verb.START, by, wait, dry_run)
-
-
-@app.command()
-def approve(config: Config, task: Task = None, by: By = None, wait: Wait = WAIT_S, dry_run: DryRun = False) -> None:
-    """Approve the stage that a rollout waits to begin."""
-    from vedette_aggregator.rollout_events import Verb
-
-    _ask(config, task, Verb.APPROVE, by, wait, dry_run)
+_DECISIONS = {
+    "start": "Let a rollout begin that waits for it (approve = [0] in the settings).",
+    "approve": "Approve the stage that a rollout waits to begin.",
+    "pause": "Stop exposing devices; those that run the candidate keep it.",
+    "resume": "Go on with a paused rollout: its stage is watched once more, from the beginning.",
+    "promote": "Make the candidate everybody's release now, whatever the gates say.",
+    "abort": "End a rollout: devices go back to the old release; rounds still go on from the candidate.",
+    "rollback": "Take the candidate back from devices and rounds alike; also when it was promoted already.",
+}
+"""What people decide about the rollout under way: it needs no more words than the task's."""
 
 
-@app.command()
-def pause(config: Config, task: Task = None, by: By = None, wait: Wait = WAIT_S, dry_run: DryRun = False) -> None:
-    """Stop exposing devices; those that run the candidate keep it."""
-    from vedette_aggregator.rollout_events import Verb
+def _add_decision(name: str, says: str) -> None:
+    @app.command(name, help=says)
+    def decide(config: Config, task: Task = None, by: By = None, wait: Wait = WAIT_S, dry_run: DryRun = False) -> None:
+        from vedette_aggregator.rollout_events import Verb
 
-    _ask(config, task, Verb.PAUSE, by, wait, dry_run)
-
-
-@app.command()
-def resume(config: Config, task: Task = None, by: By = None, wait: Wait = WAIT_S, dry_run: DryRun = False) -> None:
-    """Go on with a paused rollout: its stage is watched once more, from the beginning."""
-    from vedette_aggregator.rollout_events import Verb
-
-    _ask(config, task, Verb.RESUME, by, wait, dry_run)
+        _ask(config, task, Verb(name), by, wait, dry_run)
 
 
-@app.command()
-def promote(config: Config, task: Task = None, by: By = None, wait: Wait = WAIT_S, dry_run: DryRun = False) -> None:
-    """Make the candidate everybody's release now, whatever the gates say."""
-    from vedette_aggregator.rollout_events import Verb
-
-    _ask(config, task, Verb.PROMOTE, by, wait, dry_run)
-
-
-@app.command()
-def abort(config: Config, task: Task = None, by: By = None, wait: Wait = WAIT_S, dry_run: DryRun = False) -> None:
-    """End a rollout: devices go back to the old release; rounds still go on from the candidate."""
-    from vedette_aggregator.rollout_events import Verb
-
-    _ask(config, task, Verb.ABORT, by, wait, dry_run)
-
-
-@app.command()
-def rollback(config: Config, task: Task = None, by: By = None, wait: Wait = WAIT_S, dry_run: DryRun = False) -> None:
-    """Take the candidate back from devices and rounds alike; also when it was promoted already."""
-    from vedette_aggregator.rollout_events import Verb
-
-    _ask(config, task, Verb.ROLLBACK, by, wait, dry_run)
+for _name, _says in _DECISIONS.items():
+    _add_decision(_name, _says)
 
 
 @app.command()
