@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final
+
+from seed_campaign import Campaign, options_of
 
 from .faults import SLOW_ONLY, Faults, inflict
 from .kinds import fleet_of, kind_of
@@ -27,7 +26,6 @@ A round that the faults left behind may need all its attempts: 3 × (60 s check-
 the interval of 120 s; a clock that was set back adds one window of each. The next round, on a quiet network, takes less
 than 400 s. Twice that, because a device that slept needs the next attempt to come back."""
 ROUNDS_AFTER: Final = 2
-SEEDS_A_JOB: Final = 20
 
 
 @dataclass(frozen=True)
@@ -123,51 +121,16 @@ def run(seed: int, fleet: Fleet | None = None) -> Run:
     )
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A run in which something did not hold."""
-
-    seed: int
-    fault: str
-
-
-def attempt(seed: int) -> Run | Failure:
-    """A run, or how it failed."""
-    try:
-        return run(seed)
-    except Exception as fault:  # every failing seed is reported, whatever it failed with
-        return Failure(seed, f"{type(fault).__name__}: {fault}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: run seeds, report, and return 1 if one failed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="Simulate fleets and check them.")
-    parser.add_argument("--seeds", type=int, default=200, help="how many seeds to run, from --first on")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--jobs", type=int, default=1, help="how many processes run them")
-    parser.add_argument("--seed", type=int, help="run only this seed, and print what happened")
-    options = parser.parse_args(arguments)
+    """Command line: run seeds, report, and return 1 if one failed; of one seed, print what happened."""
+    options = options_of(COMMAND, "Simulate fleets and check them.", 200).parse_args(arguments)
     if options.seed is not None:
         return _one(options.seed)
-    began = time.monotonic()
-    totals, failed = Totals(), 0
-    for done in _attempts(range(options.first, options.first + options.seeds), options.jobs):
-        if isinstance(done, Failure):
-            failed += 1
-            print(f"seed {done.seed}: {done.fault}\n    repeat with: {COMMAND} {done.seed}", flush=True)
-        else:
-            totals.add(done)
+    campaign, totals = Campaign(run, COMMAND), Totals()
+    for done in campaign.sound(range(options.first, options.first + options.seeds), options.jobs):
+        totals.add(done)
     totals.print()
-    print(f"{options.seeds} seeds, {time.monotonic() - began:.0f} s, {failed} violations")
-    return 1 if failed else 0
-
-
-def _attempts(seeds: Sequence[int], jobs: int) -> Iterator[Run | Failure]:
-    if jobs == 1:
-        yield from map(attempt, seeds)
-        return
-    with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(attempt, seeds, chunksize=SEEDS_A_JOB)
+    return campaign.end()
 
 
 class Totals:

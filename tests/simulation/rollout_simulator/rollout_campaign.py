@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from seed_campaign import Campaign, options_of
 
 from vedette_aggregator.rollout_events import Verb
 
@@ -98,51 +97,17 @@ def run(seed: int, site: Site | None = None) -> Run:
     )
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A run in which something did not hold."""
-
-    seed: int
-    fault: str
-
-
-def attempt(seed: int) -> Run | Failure:
-    """A run, or how it failed."""
-    try:
-        return run(seed)
-    except Exception as fault:  # every failing seed is reported, whatever it failed with
-        return Failure(seed, f"{type(fault).__name__}: {fault}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line: run seeds, report, and return 1 if one failed."""
-    parser = argparse.ArgumentParser(prog=COMMAND.rsplit(" ", 1)[0], description="Simulate rollouts and check them.")
-    parser.add_argument("--seeds", type=int, default=100, help="how many seeds to run, from --first on")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--jobs", type=int, default=1, help="how many processes run them")
-    parser.add_argument("--seed", type=int, help="run only this seed")
-    options = parser.parse_args(arguments)
+    options = options_of(COMMAND, "Simulate rollouts and check them.", 100).parse_args(arguments)
     seeds = range(options.first, options.first + options.seeds)
     if options.seed is not None:
         seeds = range(options.seed, options.seed + 1)
-    began, failed, totals, ends = time.monotonic(), 0, Counter[str](), Counter[str]()
-    for done in _attempts(seeds, options.jobs):
-        if isinstance(done, Failure):
-            failed += 1
-            print(f"seed {done.seed}: {done.fault}\n    repeat with: {COMMAND} {done.seed}", flush=True)
-            continue
+    campaign, totals, ends = Campaign(run, COMMAND), Counter[str](), Counter[str]()
+    for done in campaign.sound(seeds, options.jobs):
         ends.update(done.ends)
         for name in ("devices", "exposures", "returns", "crashes", "liars", "asked", "steps"):
             totals[name] += getattr(done, name)
     print("rollouts: " + ", ".join(f"{count} {name}" for name, count in ends.most_common()))
     print("totals: " + ", ".join(f"{count} {name}" for name, count in totals.items()))
-    print(f"{len(seeds)} seeds, {time.monotonic() - began:.0f} s, {failed} violations")
-    return 1 if failed else 0
-
-
-def _attempts(seeds: Sequence[int], jobs: int) -> Iterator[Run | Failure]:
-    if jobs == 1:
-        yield from map(attempt, seeds)
-        return
-    with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(attempt, seeds, chunksize=10)
+    return campaign.end()
