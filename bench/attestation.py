@@ -22,7 +22,7 @@ from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, Final
 
 from vedette_aggregator.attestation_machine import ChallengeAsked, EvidenceReceived, VerifierMachine
-from vedette_aggregator.claimed_identity import learn, raw_key
+from vedette_aggregator.claimed_identity import learn, unseal_claimed
 from vedette_broker import ca
 from vedette_core.attestation.boot_chain import boot
 from vedette_core.attestation.passport import PassportCheck
@@ -125,10 +125,7 @@ class Scene:
 
     def verify(self, sealed: bytes, enrolment: Enrolment | None) -> bytes:
         """Everything that the aggregator does with evidence; returns the passport."""
-        claimed = codec.unpack(Evidence, codec.unpack(Envelope, sealed).body)
-        ring = self.ring.fork()
-        key = raw_key(learn(ring, DEVICE, claimed.certificate, claimed.intermediate, self.now))
-        body, _ = unseal(Evidence, sealed, EVIDENCE_TYPE, ring, sender=DEVICE)
+        body, key = unseal_claimed(Evidence, sealed, EVIDENCE_TYPE, self.ring, self.now, device=DEVICE)
         effects = self.machine.handle(EvidenceReceived(DEVICE, key, body, enrolment), self.now)
         (said,) = (e for e in effects if isinstance(e, Publish))
         answer = codec.unpack(AttestationAnswer, codec.unpack(Envelope, said.payload).body)

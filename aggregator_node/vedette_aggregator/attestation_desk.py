@@ -20,7 +20,7 @@ from vedette_aggregator.attestation_machine import (
     PolicyTaken,
     VerifierMachine,
 )
-from vedette_aggregator.claimed_identity import learn, raw_key
+from vedette_aggregator.claimed_identity import learn, raw_key, unseal_claimed
 from vedette_aggregator.enrolments import COUNTERS_PREFIX, PASSPORT_PREFIX, WITHDRAWN, Enrolments
 from vedette_aggregator.settings import AttestationSection
 from vedette_core.attestation.passport import PassportCheck
@@ -32,7 +32,6 @@ from vedette_core.runtime.identity import NodeIdentity
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.software import DISTRIBUTION, measure_software
 from vedette_core.runtime.storage import StateStore
-from vedette_schemas import codec
 from vedette_schemas.attestation import (
     EVIDENCE_TYPE,
     REQUEST_TYPE,
@@ -43,7 +42,7 @@ from vedette_schemas.attestation import (
     AttestationRequest,
     Evidence,
 )
-from vedette_schemas.envelope import Envelope, seal, unseal
+from vedette_schemas.envelope import kind_of, seal
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, VedetteError
 from vedette_schemas.round import CheckIn
 from vedette_schemas.topics import Parsed, Topics
@@ -167,14 +166,14 @@ class AttestationDesk:
             raise PeerError("attestation: found evidence or a request, expected none: no policy is set", reason="topic")
         device = parsed.device
         event: Event
-        if _kind(payload) == REQUEST_TYPE:
-            request, _ = self._unseal(AttestationRequest, REQUEST_TYPE, device, payload, now)
+        if kind_of(payload) == REQUEST_TYPE:
+            request, _ = unseal_claimed(AttestationRequest, payload, REQUEST_TYPE, self._keys, now, device=device)
             if request.device != device:
                 found = f"attestation: found a request for {request.device}, expected {device}"
                 raise PeerError(found, reason="device")
             event = ChallengeAsked(device)
         else:
-            evidence, key = self._unseal(Evidence, EVIDENCE_TYPE, device, payload, now)
+            evidence, key = unseal_claimed(Evidence, payload, EVIDENCE_TYPE, self._keys, now, device=device)
             event = EvidenceReceived(device, key, evidence, self._enrolments.get(device))
         await self._shell.carry_out(self._machine.handle(event, now))
 
@@ -221,16 +220,6 @@ class AttestationDesk:
             self._topics.attestation, seal(body, STATEMENT_TYPE, self._node.id, self._node.signer), retain=True
         )
 
-    # -- keys ---------------------------------------------------------------------------------------------------------
-
-    def _unseal(self, cls: type[M], kind: str, device: str, payload: bytes, now: float) -> tuple[M, bytes]:
-        # Read before its signature holds, but only for its certificate, which must hold for this very device.
-        claimed = codec.unpack(cls, codec.unpack(Envelope, payload).body)
-        ring = self._keys.fork()
-        key = raw_key(learn(ring, device, claimed.certificate, claimed.intermediate, now))
-        body, _ = unseal(cls, payload, kind, ring, sender=device)
-        return body, key
-
     # -- the policy ---------------------------------------------------------------------------------------------------
 
     def _read(self) -> tuple[AttestationPolicy, str]:
@@ -265,7 +254,3 @@ class AttestationDesk:
     def _put_in_force(self, policy: AttestationPolicy, digest: str) -> None:
         self._store.put(POLICY_KEY, f"{policy.version} {digest}".encode())
         self._check = PassportCheck(policy)
-
-
-def _kind(payload: bytes) -> str:
-    return codec.unpack(Envelope, payload).type

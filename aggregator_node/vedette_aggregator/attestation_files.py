@@ -10,18 +10,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from vedette_aggregator.attestation_keys import load_public
 from vedette_aggregator.attestation_machine import read_counters
-from vedette_aggregator.claimed_identity import learn, raw_key
+from vedette_aggregator.claimed_identity import unseal_claimed
 from vedette_aggregator.enrolments import COUNTERS_PREFIX, Drawn, Enrolments, open_enrolments, read_request
 from vedette_aggregator.settings import AggregatorSettings
-from vedette_aggregator.state_file import state_path
+from vedette_aggregator.state_file import open_state, state_path
 from vedette_core.attestation.appraisal import Counters, appraise, read_claims
 from vedette_core.attestation.policy import read_policy
 from vedette_core.crypto.signing import KeyRing
 from vedette_core.runtime.identity import Bundle, key_ring, read_file
-from vedette_core.runtime.storage import Database, StateStore
+from vedette_core.runtime.storage import StateStore
 from vedette_schemas import codec
 from vedette_schemas.attestation import EVIDENCE_TYPE, AttestationPolicy, Enrolment, EnrolmentRequest, Evidence
-from vedette_schemas.envelope import Envelope, unseal
+from vedette_schemas.envelope import Envelope
 from vedette_schemas.errors import ConfigError, PeerError
 
 
@@ -40,14 +40,10 @@ def appraise_file(settings: AggregatorSettings, file: Path, nonce: bytes | None,
         ConfigError: no policy, or files that cannot be used.
     """
     data = read_file(file)
-    envelope = codec.unpack(Envelope, data)
-    claimed = codec.unpack(Evidence, envelope.body)
-    ring = _ring(settings).fork()
-    device = envelope.sender
-    key = raw_key(learn(ring, device, claimed.certificate, claimed.intermediate, now))
-    body, _ = unseal(Evidence, data, EVIDENCE_TYPE, ring, sender=device)
+    device = codec.unpack(Envelope, data).sender
+    body, key = unseal_claimed(Evidence, data, EVIDENCE_TYPE, _ring(settings), now)
     policy = policy_of(settings)
-    counters, enrolment = _known(state_path(settings), device)
+    counters, enrolment = _known(settings, device)
     found = appraise(
         body,
         device=device,
@@ -68,18 +64,15 @@ def appraise_file(settings: AggregatorSettings, file: Path, nonce: bytes | None,
     }
 
 
-def _known(path: Path, device: str) -> tuple[Counters, Enrolment | None]:
+def _known(settings: AggregatorSettings, device: str) -> tuple[Counters, Enrolment | None]:
     """What an aggregator's state says of a device; one that has not run knows nothing, and none is made here."""
-    if not path.exists():
+    if not state_path(settings).exists():
         return Counters(), None
-    database = Database(path)
-    try:
+    with open_state(settings) as database:
         store = StateStore(database)
         stored = store.get(COUNTERS_PREFIX + device)
         counters = Counters() if stored is None else read_counters(COUNTERS_PREFIX + device, stored)
         return counters, Enrolments(store).get(device)
-    finally:
-        database.close()
 
 
 def policy_of(settings: AggregatorSettings) -> AttestationPolicy:

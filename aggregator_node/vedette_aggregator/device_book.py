@@ -44,7 +44,7 @@ class Action:
         task: the task.
         kind: recalibrate, extra-round or rollback.
         device: to which device; empty for the whole task.
-        outcome: done, dry-run, or why not.
+        outcome: done, watched (it would have been), begun, failed, nothing, or what the rollout answered.
         reason: for a person.
     """
 

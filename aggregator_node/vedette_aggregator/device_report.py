@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from vedette_aggregator import alert_store, device_book
 from vedette_aggregator.device_book import DeviceBook
-from vedette_aggregator.device_standing import attestations, certificate_end, pins
+from vedette_aggregator.device_standing import attestations, certificate_end, moment, pins
 from vedette_aggregator.quarantine import Quarantine
 from vedette_aggregator.round_state import DeviceRecord, RoundKeys, below
 from vedette_aggregator.settings import AggregatorSettings
@@ -37,23 +36,23 @@ class DeviceReports:
 
     def rows(self) -> list[dict[str, Any]]:
         """One a device that ever said something, sorted by id."""
-        documents, participation = self._book.devices(), self._participation()
+        documents, records = self._book.devices(), self._records()
         kept_out = {entry["device"]: entry for entry in self._quarantine.entries()}
-        suspicion, certificates = self._suspicion(), self._certificates()
+        suspicion = self._suspicion()
         pinned, attested = pins(self._store, self._tasks), attestations(self._store)
         counted = self._alert_counts()
-        names = sorted({*documents, *participation, *counted, *kept_out, *pinned, *attested})
+        names = sorted({*documents, *records, *counted, *kept_out, *pinned, *attested})
         return [
             {
                 "device": name,
                 **_plain(documents.get(name, {})),
                 "alerts": counted.get(name, 0),
-                "participation": participation.get(name, {}),
+                "participation": {task: _participation(record) for task, record in records.get(name, {}).items()},
                 "quarantined": kept_out.get(name),
                 "suspicion": suspicion.get(name, {}),
                 "pins": pinned.get(name, {}),
                 "attestation": attested.get(name),
-                "certificate_until": certificate_end(certificates.get(name, ())),
+                "certificate_until": certificate_end(r.checkin.certificate for r in records.get(name, {}).values()),
             }
             for name in names
         ]
@@ -75,33 +74,18 @@ class DeviceReports:
             **found,
             "newest_alerts": self._newest_alerts(device),
             "actions": [
-                {"at": _moment(a.at_s), "task": a.task, "kind": a.kind, "outcome": a.outcome, "reason": a.reason}
+                {"at": moment(a.at_s), "task": a.task, "kind": a.kind, "outcome": a.outcome, "reason": a.reason}
                 for a in actions
             ],
         }
 
-    def _participation(self) -> dict[str, dict[str, dict[str, int]]]:
-        found: dict[str, dict[str, dict[str, int]]] = {}
+    def _records(self) -> dict[str, dict[str, DeviceRecord]]:
+        """What rounds keep of each device, by task."""
+        found: dict[str, dict[str, DeviceRecord]] = {}
         for task in self._tasks:
             keys = RoundKeys(task)
             for device, data in below(self._store.all(keys.devices), keys.devices).items():
-                record = DeviceRecord.from_bytes(data, keys.device(device))
-                found.setdefault(device, {})[task] = {
-                    "selected": record.selected,
-                    "completed": record.completed,
-                    "last_round": record.last_round,
-                }
-        return found
-
-    def _certificates(self) -> dict[str, list[bytes]]:
-        """Of each device's newest check-ins."""
-        found: dict[str, list[bytes]] = {}
-        for task in self._tasks:
-            keys = RoundKeys(task)
-            for device, data in below(self._store.all(keys.devices), keys.devices).items():
-                found.setdefault(device, []).append(
-                    DeviceRecord.from_bytes(data, keys.device(device)).checkin.certificate
-                )
+                found.setdefault(device, {})[task] = DeviceRecord.from_bytes(data, keys.device(device))
         return found
 
     def _suspicion(self) -> dict[str, dict[str, float]]:
@@ -145,6 +129,10 @@ def open_device_reports(settings: AggregatorSettings) -> Iterator[DeviceReports]
         yield DeviceReports(database, tuple(task.task for task in settings.tasks))
 
 
+def _participation(record: DeviceRecord) -> dict[str, int]:
+    return {"selected": record.selected, "completed": record.completed, "last_round": record.last_round}
+
+
 def _plain(document: Mapping[str, Any]) -> dict[str, Any]:
     """The book's document with a time for people."""
     seen = document.get("seen_s")
@@ -156,9 +144,5 @@ def _plain(document: Mapping[str, Any]) -> dict[str, Any]:
         "detectors": {},
         "rollouts": {},
         **{name: value for name, value in document.items() if name != "seen_s"},
-        "seen": _moment(float(seen)) if seen else None,
+        "seen": moment(float(seen)) if seen else None,
     }
-
-
-def _moment(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -51,11 +51,11 @@ def attestations(store: StateStore) -> dict[str, dict[str, Any]]:
             passport = codec.unpack(Passport, codec.unpack(Envelope, stored).body)
         except PeerError as fault:
             raise ConfigError(f"{key}: {fault}; restore the state") from fault
-        about["tier"], about["until"] = passport.tier, _moment(passport.exp)
+        about["tier"], about["until"] = passport.tier, moment(passport.exp)
     for key, stored in store.all(REFUSAL_PREFIX).items():
         try:
             plain = json.loads(stored)
-            refused = {"at": _moment(float(plain["at_s"])), "rule": str(plain["rule"]), "detail": str(plain["detail"])}
+            refused = {"at": moment(float(plain["at_s"])), "rule": str(plain["rule"]), "detail": str(plain["detail"])}
         except (ValueError, KeyError, TypeError) as fault:
             raise ConfigError(f"{key}: found {fault!r}, expected a refusal; restore the state") from fault
         found.setdefault(key.removeprefix(REFUSAL_PREFIX), dict(NOTHING))["last_refusal"] = refused
@@ -70,8 +70,9 @@ def certificate_end(certificates: Iterable[bytes]) -> str | None:
             ends.append(x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp())
         except ValueError:
             continue  # it was checked when it came; a newer library may see it otherwise
-    return _moment(max(ends)) if ends else None
+    return moment(max(ends)) if ends else None
 
 
-def _moment(at_s: float) -> str:
+def moment(at_s: float) -> str:
+    """An instant for people: UTC, to the second."""
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

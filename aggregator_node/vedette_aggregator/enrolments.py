@@ -16,7 +16,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-from vedette_aggregator.claimed_identity import learn
+from vedette_aggregator.claimed_identity import unseal_claimed
 from vedette_aggregator.settings import AggregatorSettings
 from vedette_aggregator.state_file import state_path
 from vedette_core.attestation.tpm_credential import SECRET_BYTES, make_credential
@@ -25,7 +25,6 @@ from vedette_core.crypto.signing import KeyRing
 from vedette_core.runtime.storage import Database, StateStore
 from vedette_schemas import codec
 from vedette_schemas.attestation import ENROLMENT_TYPE, Enrolment, EnrolmentRequest
-from vedette_schemas.envelope import Envelope, unseal
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 
 PREFIX: Final = "attest/enrolment/"
@@ -174,11 +173,7 @@ def read_request(data: bytes, keys: KeyRing, now: float) -> EnrolmentRequest:
     Raises:
         PeerError: they do not, or it is no request.
     """
-    envelope = codec.unpack(Envelope, data)
-    claimed = codec.unpack(EnrolmentRequest, envelope.body)
-    ring = keys.fork()
-    learn(ring, claimed.device, claimed.certificate, claimed.intermediate, now)
-    return unseal(EnrolmentRequest, data, ENROLMENT_TYPE, ring, sender=claimed.device)[0]
+    return unseal_claimed(EnrolmentRequest, data, ENROLMENT_TYPE, keys, now)[0]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Final
 
 from vedette_aggregator.candidate_gate import CandidateGate
 from vedette_aggregator.lineage import Lineage
+from vedette_aggregator.round_gauges import epsilon_spent
 from vedette_aggregator.round_machine import RoundMachine
 from vedette_aggregator.validation import GateVerdict, Validator
 from vedette_core.runtime.metrics import Metrics
@@ -34,10 +35,7 @@ def watch_gate(gate: CandidateGate, state: Path, metrics: Metrics, machine: Call
             metrics.inc("candidate_rejections", task, rejection.validator.value)
 
     def spent() -> float | None:
-        rounds = machine()
-        ledger = rounds.memory.ledger
-        _, exposure = ledger.most_exposed(max(1, rounds.round))
-        epsilon = exposure.epsilon(ledger.budget.delta)
+        epsilon = epsilon_spent(machine())
         return epsilon if isfinite(epsilon) else None
 
     gate.lineage, gate.told, gate.spent = Lineage(state), told, spent

@@ -28,6 +28,13 @@ def show_release(metrics: Metrics, task: str, version: int, candidate: Candidate
     metrics.set("round_participants", task, value=len(candidate.contributors))
 
 
+def epsilon_spent(machine: RoundMachine) -> float:
+    """ε of the device that is exposed most, so far; infinite where updates leave without noise."""
+    ledger = machine.memory.ledger
+    _, exposure = ledger.most_exposed(max(1, machine.round))
+    return exposure.epsilon(ledger.budget.delta)
+
+
 def show_protection(metrics: Metrics, task: str, machine: RoundMachine, suspicion_min: float) -> None:
     """What was spent of the privacy budget, and who stands out.
 
@@ -37,9 +44,8 @@ def show_protection(metrics: Metrics, task: str, machine: RoundMachine, suspicio
         machine: its rounds.
         suspicion_min: from which a device counts as a suspect.
     """
-    memory, number = machine.memory, max(1, machine.round)
-    _, exposure = memory.ledger.most_exposed(number)
-    metrics.set("privacy_epsilon", task, value=exposure.epsilon(memory.ledger.budget.delta))
+    memory = machine.memory
+    metrics.set("privacy_epsilon", task, value=epsilon_spent(machine))
     metrics.set("privacy_epsilon_max", task, value=memory.ledger.budget.epsilon_max)
     ranked = memory.suspicions.ranked()
     metrics.set("suspicion_max", task, value=ranked[0][1] if ranked else 0.0)

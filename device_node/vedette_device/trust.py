@@ -27,6 +27,7 @@ from tuf.ngclient import FetcherInterface, UpdaterConfig
 from vedette_core.runtime.durable import file_error, make_directory, synchronise_tree, write_durable
 from vedette_device.artifact_download import ArtifactDownload, Held, nothing_held
 from vedette_device.trust_updater import METADATA_BASE, Fetch, ReleaseUpdater, RetainedFetcher, StoredOnly
+from vedette_device.update_state import REVOKED_DIGESTS_MAX
 from vedette_device.verified_release import Revocation, VerifiedRelease, VerifiedTarget
 from vedette_schemas import codec
 from vedette_schemas.codec import Message
@@ -42,8 +43,6 @@ from vedette_schemas.model import (
 )
 from vedette_schemas.topics import Topics
 from vedette_schemas.trust import (
-    REVOKED_FILES_MAX,
-    REVOKED_MAX,
     ROOT_BYTES_MAX,
     ROOT_ROTATIONS_MAX,
     SNAPSHOT_BYTES_MAX,
@@ -74,7 +73,7 @@ class _Revoked(Message):
     """What a task's newest verified role revokes."""
 
     metadata_version: tuple[int, int]
-    sha256: Annotated[tuple[Digest, ...], Field(max_length=REVOKED_MAX * REVOKED_FILES_MAX)]
+    sha256: Annotated[tuple[Digest, ...], Field(max_length=REVOKED_DIGESTS_MAX)]
 
 
 class _Freshness(Message):
