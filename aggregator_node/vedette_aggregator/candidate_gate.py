@@ -15,7 +15,6 @@ from vedette_aggregator.validation import GateVerdict, raise_if_rejected, valida
 from vedette_aggregator.validation_settings import ValidationSection
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import Network
-from vedette_schemas.errors import RefusedError
 from vedette_schemas.model import Variant
 
 log = logging.getLogger("vedette.validation")
@@ -103,16 +102,16 @@ class CandidateGate:
             raise_if_rejected(verdict)
         return verdict
 
-    def failed(self, candidate: Candidate, fault: RefusedError | Exception, now: float) -> None:
-        """A candidate could not even be built."""
-        self._keep(replace(self._descent(candidate, now), outcome=FAILED, reason=str(fault)[:1000]), b"")
+    def failed(self, candidate: Candidate, fault: Exception, now: float) -> None:
+        """A candidate could not be built, or its parent was left while it waited: then its verdicts stay on record."""
+        found = self._found(candidate) or self._descent(candidate, now)
+        self._keep(replace(found, outcome=FAILED, reason=str(fault)[:1000]), b"")
 
     def refused(self, candidate: Candidate, reason: str) -> None:
         """It passed here, and an independent validator will not sign it."""
-        if self.lineage is not None:
-            found = self.lineage.of_digest(self.task, candidate.digest().hex())
-            if found is not None:
-                self.lineage.keep(replace(found, outcome=REJECTED, reason=reason[:1000]))
+        found = self._found(candidate)
+        if found is not None:
+            self._keep(replace(found, outcome=REJECTED, reason=reason[:1000]), b"")
         self.told_refused(self.task)
 
     def released(self, candidate: Candidate, version: int, files: Mapping[Variant, str]) -> None:
@@ -168,6 +167,9 @@ class CandidateGate:
             epsilon=self.spent(),
             metrics=dict(candidate.metrics),
         )
+
+    def _found(self, candidate: Candidate) -> Descent | None:
+        return None if self.lineage is None else self.lineage.of_digest(self.task, candidate.digest().hex())
 
     def _keep(self, descent: Descent, weights: bytes) -> None:
         if self.lineage is not None:

@@ -96,6 +96,7 @@ class Releases:
         holdouts = Holdouts.load(task.validation, model.network, model.schema)
         self.gate = CandidateGate(task.task, model.network, task.validation, holdouts)
         self.staging: Staging | None = None
+        self._built: tuple[bytes, dict[Variant, Artifact]] | None = None
 
     def initial(self, plan: Plan, now: float) -> GlobalModel:
         """The model that the first round starts from: release 0, published if there is none yet.
@@ -214,8 +215,12 @@ class Releases:
         return done, self._registry.retained()
 
     def _build(self, candidate: Candidate, now: float) -> dict[Variant, Artifact]:
+        """The files of a candidate; kept, for one that waits for its second signature comes back every few seconds."""
+        digest = candidate.digest()
+        if self._built is not None and self._built[0] == digest:
+            return self._built[1]
         try:
-            return build_artifacts(
+            artifacts = build_artifacts(
                 self._model.network,
                 candidate.weights,
                 task=self._task.task,
@@ -225,6 +230,8 @@ class Releases:
         except (PeerError, RefusedError) as fault:
             self.gate.failed(candidate, fault, now)
             raise
+        self._built = digest, artifacts
+        return artifacts
 
     def _parent(self, candidate: Candidate) -> Float32:
         _, data = self._registry.target(self._task.task, candidate.parent_version, Variant.WEIGHTS)

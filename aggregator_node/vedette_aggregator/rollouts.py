@@ -151,16 +151,14 @@ class Rollouts:
             return
         registry = self._parts.registry
         active = registry.active(task)
-        for version in registry.versions(task):
-            target = registry.listed(task, version)[Variant.WEIGHTS]
-            if version == active:
-                await self._handle(task, ActiveSeen(version, target.sha256))
+        if active is not None:
+            await self._handle(task, ActiveSeen(active, registry.listed(task, active)[Variant.WEIGHTS].sha256))
         record = self._machines[task].record
         if record.is_live and record.candidate not in registry.versions(task):
             await self._handle(task, ReleaseUnlisted(record.candidate))
         for version in registry.versions(task):
-            target = registry.listed(task, version)[Variant.WEIGHTS]
             if active is not None and version > active:
+                target = registry.listed(task, version)[Variant.WEIGHTS]
                 await self._handle(task, CandidateListed(version, target.sha256, target.custom.parent))
 
     async def connected(self) -> None:

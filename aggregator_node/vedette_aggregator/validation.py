@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from vedette_aggregator.artifacts import run_artifact
-from vedette_aggregator.holdouts import Benign, Holdouts
+from vedette_aggregator.holdouts import Attack, Benign, Holdouts
 from vedette_aggregator.validation_settings import ValidationSection
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.model_quality import (
@@ -35,6 +35,7 @@ from vedette_core.learning.model_quality import (
     weight_change,
 )
 from vedette_core.learning.network import Network
+from vedette_core.learning.tail import Float64
 from vedette_core.learning.weights_file import read_weights
 from vedette_schemas.errors import PeerError, RefusedError
 
@@ -254,6 +255,9 @@ class _Gate:
         self._network, self._weights, self._parent = network, weights, parent
         self._int8, self._holdouts, self._settings = int8, holdouts, settings
         self._measured: dict[tuple[str, str], BenignFigures] = {}
+        self._scored: dict[tuple[str, int], Float64] = {}
+        self._rebuilt: dict[tuple[str, str], Float32] = {}
+        self._cohorts = {held.cohort: held for held in holdouts.benign}
 
     # -- what is measured ---------------------------------------------------------------------------------------------
 
@@ -275,6 +279,18 @@ class _Gate:
         if key not in self._measured:
             self._measured[key] = measure_benign(self._network, self._runs(which), held.x, self._settings.alpha)
         return self._measured[key]
+
+    def _attack(self, which: str, attack: Attack) -> tuple[BenignFigures, Float64]:
+        """What benign windows of the attack's cohort gave, and the attack's scores."""
+        benign, key = self._benign(which, self._cohorts[attack.cohort]), (which, id(attack))
+        if key not in self._scored:
+            self._scored[key] = attack_scores(self._runs(which), benign, attack.x)
+        return benign, self._scored[key]
+
+    def _reconstructed(self, which: str, cohort: str, x: Float32) -> Float32:
+        if (which, cohort) not in self._rebuilt:
+            self._rebuilt[which, cohort] = in_blocks(self._runs(which), x)
+        return self._rebuilt[which, cohort]
 
     def _pairs(self) -> Iterator[tuple[str, BenignFigures, BenignFigures]]:
         """Cohort, what is shipped, and its parent in full precision: the quantised one may be gone."""
@@ -299,7 +315,7 @@ class _Gate:
         """How far reconstructions have moved; on made-up windows where no real ones are at hand."""
         sets = [(h.cohort, h.x) for h in self._holdouts.benign] or [("", made_up_windows(self._network))]
         for cohort, x in sets:
-            found, before = (in_blocks(self._runs(which), x) for which in ("candidate", "parent"))
+            found, before = (self._reconstructed(which, cohort, x) for which in ("candidate", "parent"))
             moved = prediction_shift(found, before, self._network.target(x))
             yield _Look(
                 moved,
@@ -340,14 +356,9 @@ class _Gate:
 
     def detection(self) -> Iterator[_Look]:
         """True positives of each attack, against the parent's."""
-        alpha, benign = self._settings.alpha, {h.cohort: h for h in self._holdouts.benign}
+        alpha = self._settings.alpha
         for attack in self._holdouts.attacks:
-            shares = {}
-            for which in (self._shipped, "parent"):
-                measured = self._benign(which, benign[attack.cohort])
-                scores = attack_scores(self._runs(which), measured, attack.x)
-                shares[which] = detected_share(measured, scores, alpha)
-            found, before = shares[self._shipped], shares["parent"]
+            found, before = (detected_share(*self._attack(w, attack), alpha) for w in (self._shipped, "parent"))
             yield _Look(
                 before - found,
                 self._settings.detection_drop_max,
@@ -379,7 +390,7 @@ class _Gate:
         if self._int8 is None:
             return
         for held in self._holdouts.benign:
-            quantised, exact = (in_blocks(self._runs(which), held.x) for which in ("int8", "candidate"))
+            quantised, exact = (self._reconstructed(which, held.cohort, held.x) for which in ("int8", "candidate"))
             off = prediction_shift(quantised, exact, self._network.target(held.x))
             yield _Look(
                 off,
@@ -389,12 +400,10 @@ class _Gate:
                 held.cohort,
                 {"quantised_shift": off},
             )
-        benign = {h.cohort: h for h in self._holdouts.benign}
         for attack in self._holdouts.attacks:
             areas = {}
             for which in ("candidate", "int8"):
-                measured = self._benign(which, benign[attack.cohort])
-                scores = attack_scores(self._runs(which), measured, attack.x)
+                measured, scores = self._attack(which, attack)
                 areas[which] = area_under_roc(measured.scores, scores)
             lost = areas["candidate"] - areas["int8"]
             yield _Look(

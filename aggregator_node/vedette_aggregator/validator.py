@@ -120,8 +120,11 @@ class Validator:
         for path, version, task in waiting:
             if task not in state.roles or version != state.roles[task].version + 1:
                 continue
-            with path.open("rb") as file:
-                data = file.read(TARGETS_BYTES_MAX + 1)
+            try:
+                with path.open("rb") as file:
+                    data = file.read(TARGETS_BYTES_MAX + 1)
+            except FileNotFoundError:
+                continue  # it was taken back, or came into force, since it was listed
             digest = hashlib.sha256(data).hexdigest()
             verdicts = [self._countersigning.verdict(path, kind) for kind in ("signature", "refused")]
             if any(v is not None and v.sha256 == digest for v in verdicts):

@@ -171,7 +171,13 @@ def renew(directory: Path, holder: str, *, now: float) -> Path:
             )
         signing = None
         if bundle.signing_key.exists():
-            key = load_pem_private_key(read_secret(bundle.signing_key), password=None)
+            try:
+                key = load_pem_private_key(read_secret(bundle.signing_key), password=None)
+            except (ValueError, TypeError) as fault:
+                raise ConfigError(
+                    f"{bundle.signing_key}: found something that is no key ({fault}); restore it, or issue a "
+                    f"replacement: `vedette ca issue {holder} --replace`"
+                ) from fault
             if not isinstance(key, ed25519.Ed25519PrivateKey):
                 raise ConfigError(f"{bundle.signing_key}: found a {type(key).__name__}, expected an Ed25519 key")
             signing = key

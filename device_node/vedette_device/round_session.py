@@ -43,6 +43,7 @@ log = logging.getLogger("vedette.session")
 DRAIN_S: Final = 3.0
 """Seconds that whoever stops a node waits for receipts: what has none is sent at the next start."""
 TICK_S: Final = 0.5
+TICK_ANYWAY_S: Final = 60.0
 
 
 class RoundMember(Protocol):
@@ -280,10 +281,14 @@ class RoundSession:
         return True
 
     async def _tick(self) -> None:
+        anyway = time.monotonic() + TICK_ANYWAY_S
         while True:
             await asyncio.sleep(TICK_S)
+            overdue = time.monotonic() >= anyway
+            if overdue:
+                anyway = time.monotonic() + TICK_ANYWAY_S
             if self.attestation is not None:
-                await self.attestation.tick()
+                await self.attestation.tick(overdue)
             for task in self._parts.tasks:
                 deadline = self._follow().next_deadline(task)
                 if deadline is not None and deadline <= time.time():

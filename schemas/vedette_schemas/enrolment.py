@@ -50,7 +50,7 @@ class RenewRequest(Message):
         device: own id.
         certificate: its current signing certificate, DER.
         tls: PKCS #10 for the new P-256 key, DER.
-        signing: PKCS #10 for the signing key, DER: the current one, or a new one.
+        signing: PKCS #10 for the signing key, DER; it stays the one that the node has.
     """
 
     id: RequestId

@@ -277,3 +277,24 @@ def test_a_candidate_that_cannot_be_built_is_on_record(tmp_path: Path) -> None:
     (found,) = Lineage(site.state).all(TASK)[1:]
     assert (found.outcome, found.version) == ("failed", None)
     assert "not finite" in found.reason
+
+
+def test_what_was_measured_stays_on_record_when_a_candidate_s_parent_is_left(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    weights = site.start.weights
+    candidate = site.candidate(1, site.start.version, weights + site.trained(weights, 1))
+    built = site.releases._build(candidate, NOW)
+    site.releases.gate.check(candidate, weights, {v: a.data for v, a in built.items()}, NOW)
+    assert site.releases._build(candidate, NOW) is built, "made once, however often it is tried"
+    before = Lineage(site.state).of_digest(TASK, candidate.digest().hex())
+    site.releases.gate.failed(candidate, RefusedError("its parent was left", rule="parent"), NOW)
+    after = Lineage(site.state).of_digest(TASK, candidate.digest().hex())
+    assert before is not None
+    assert after is not None
+    assert before.verdicts
+    assert (after.verdicts, after.figures, after.weights_sha256) == (
+        before.verdicts,
+        before.figures,
+        before.weights_sha256,
+    )
+    assert (after.outcome, after.reason) == ("failed", "its parent was left")

@@ -393,6 +393,17 @@ def test_the_command_looks_once(site: Site) -> None:
     assert not site.registry.complete(START)
 
 
+def test_a_proposal_that_is_taken_back_while_it_is_looked_at_ends_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.propose(0)
+    listed = site.validator._countersigning.waiting()
+    for path, _, _ in listed:
+        path.unlink()
+    monkeypatch.setattr(site.validator._countersigning, "waiting", lambda: listed)
+    assert site.validator.look(START) == []
+
+
 def kept_proposal(site: Site, path: Path) -> dict[str, bytes]:
     """What lies in the folder about one proposal: it can be copied by whoever reads the share."""
     name = path.name.removesuffix(".json")

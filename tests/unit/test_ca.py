@@ -363,3 +363,11 @@ def test_a_huge_file_is_not_read(bundle: Path) -> None:
     (bundle / "tls.crt").write_bytes(b"x" * 100_000)
     with pytest.raises(ConfigError, match="more than"):
         load_node(bundle, NOW)
+
+
+def test_a_bundle_whose_signing_key_is_damaged_is_not_renewed_and_told(authority: Path) -> None:
+    bundle = ca.issue(authority, "aggregator", AGGREGATOR, now=NOW)
+    key = bundle / "signing.key"
+    key.write_text("no key\n")
+    with pytest.raises(ConfigError, match="signing.key: found something that is no key"):
+        ca.renew(authority, "aggregator", now=NOW + 1)

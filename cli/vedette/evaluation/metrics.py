@@ -96,19 +96,8 @@ def range_precision_area(scores: npt.ArrayLike, anomalous: npt.ArrayLike, buffer
 
     Source: Paparrizos et al. 2022, "Volume Under the Surface", PVLDB 15(11), §3.
     """
-    s, y = np.asarray(scores, np.float64), np.asarray(anomalous, bool)
-    if y.all() or not y.any():
-        return None
-    soft, pieces = _softened(y, buffer)
-    positives = (float(y.sum()) + float(soft.sum())) / 2.0
-    thresholds = np.unique(np.quantile(s, np.linspace(1.0, 0.0, RANGE_THRESHOLDS)))[::-1]
-    order = np.argsort(-s, kind="stable")
-    counts = np.searchsorted(-s[order], -thresholds, side="right")
-    found = np.concatenate([[0.0], np.cumsum(soft[order])])[counts]
-    largest = np.array([s[first:last].max() for first, last in pieces])
-    existing = (largest[None, :] >= thresholds[:, None]).mean(axis=1)
-    recall = np.minimum(found / positives, 1.0) * existing
-    return float(np.sum(np.diff(recall, prepend=0.0) * found / counts))
+    areas = _range_areas(scores, anomalous, (buffer,))
+    return areas[0] if areas else None
 
 
 def volume_under_surface(scores: npt.ArrayLike, anomalous: npt.ArrayLike, buffer_max: int) -> float | None:
@@ -117,9 +106,28 @@ def volume_under_surface(scores: npt.ArrayLike, anomalous: npt.ArrayLike, buffer
     Source: as there, §4.
     """
     buffers = np.unique(np.linspace(0, buffer_max, RANGE_BUFFERS).round().astype(int))
-    areas = [range_precision_area(scores, anomalous, int(b)) for b in buffers]
-    known = [a for a in areas if a is not None]
-    return float(np.mean(known)) if known else None
+    areas = _range_areas(scores, anomalous, buffers.tolist())
+    return float(np.mean(areas)) if areas else None
+
+
+def _range_areas(scores: npt.ArrayLike, anomalous: npt.ArrayLike, buffers: Sequence[int]) -> list[float]:
+    """`range_precision_area` of several buffers; none where one of the classes is missing."""
+    s, y = np.asarray(scores, np.float64), np.asarray(anomalous, bool)
+    if y.all() or not y.any():
+        return []
+    thresholds = np.unique(np.quantile(s, np.linspace(1.0, 0.0, RANGE_THRESHOLDS)))[::-1]
+    order = np.argsort(-s, kind="stable")
+    counts = np.searchsorted(-s[order], -thresholds, side="right")
+    areas = []
+    for buffer in buffers:
+        soft, pieces = _softened(y, buffer)
+        positives = (float(y.sum()) + float(soft.sum())) / 2.0
+        found = np.concatenate([[0.0], np.cumsum(soft[order])])[counts]
+        largest = np.array([s[first:last].max() for first, last in pieces])
+        existing = (largest[None, :] >= thresholds[:, None]).mean(axis=1)
+        recall = np.minimum(found / positives, 1.0) * existing
+        areas.append(float(np.sum(np.diff(recall, prepend=0.0) * found / counts)))
+    return areas
 
 
 def _softened(anomalous: Bools, buffer: int) -> tuple[Float64, list[tuple[int, int]]]:

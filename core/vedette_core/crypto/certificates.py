@@ -169,7 +169,7 @@ def make_leaf(
         issuer: the online certificate authority.
         public_key: P-256 for TLS, Ed25519 for signing.
         holder: the node's id.
-        role: its role; every role but device has its own name as its only id.
+        role: its role; one that is no role of many nodes has its own name as its only id.
         site: the site's id.
         purpose: what the key may do.
         now: epoch seconds.
