@@ -86,14 +86,13 @@ class CandidateGate:
                 figures=dict(verdict.figures),
                 verdicts=tuple(verdict.to_plain()),
                 outcome=REJECTED if rejected else ACCEPTED,
-                reason="; ".join(v.text() for v in verdict.rejections)[:1000] if rejected else "",
+                reason=verdict.against[:1000] if rejected else "",
             )
         self._keep(descent, weights)
         if verdict is not None:
             self.told(self.task, verdict)
         if verdict is not None and not verdict.accepted and self.settings.mode == "watch":
-            against = "; ".join(v.text() for v in verdict.rejections)
-            log.warning("%s round %d: would be rejected: %s", self.task, candidate.round, against)
+            log.warning("%s round %d: would be rejected: %s", self.task, candidate.round, verdict.against)
         self.judged = (digest, verdict)
         return self._enforced(verdict)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from vedette_core.crypto.revocation import LIST_BYTES_MAX
+from vedette_core.crypto.revocation import LIST_FILE_BYTES_MAX
 from vedette_core.crypto.signing import KeyRing
 from vedette_core.machine import Publish
 from vedette_core.runtime.identity import Bundle, read_file
@@ -65,7 +65,7 @@ class RevocationWatch:
                 log.error("%s; it goes on counting", fault)
             self._stale = True
         try:
-            data = read_file(self._file, LIST_BYTES_MAX * 2) if self._file.exists() else None
+            data = read_file(self._file, LIST_FILE_BYTES_MAX) if self._file.exists() else None
             if data is None or data == self._read:
                 return False
             self._read = data

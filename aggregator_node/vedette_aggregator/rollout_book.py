@@ -68,6 +68,10 @@ class RolloutBook:
         self.change(**changes)
         return [Persist(record_key(self.task), codec.pack(self.record))]
 
+    def save_where_heard(self, now: float, **changes: Any) -> list[Effect]:
+        """Change and persist the record; devices are told only if one of them ever heard of the rollout."""
+        return self.save_and_say(now, **changes) if self.is_heard_of else self.save(**changes)
+
     def save_and_say(self, now: float, **changes: Any) -> list[Effect]:
         """Change and persist the record, then tell devices where the rollout is."""
         self.change(**changes)

@@ -6,7 +6,6 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,19 +20,6 @@ from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.topics import check_id
 
 POLL_S: Final = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of a request; empty while the aggregator has not answered.
-
-    Attributes:
-        outcome: ``done``, or why it was refused.
-        record: the rollouts after it.
-    """
-
-    outcome: str
-    record: RolloutRecord
 
 
 class RolloutDesk:
@@ -161,8 +147,8 @@ class RolloutDesk:
             self._store.put(request_key(task, request), codec.pack_json(body))
         return request
 
-    def wait(self, task: str, request: str, patience_s: float) -> Answer | None:
-        """The aggregator's answer to a request; None if it does not come in time.
+    def wait(self, task: str, request: str, patience_s: float) -> RolloutRecord | None:
+        """The rollouts after a request; None if the aggregator does not answer in time.
 
         Raises:
             RefusedError: the aggregator refused it.
@@ -178,7 +164,7 @@ class RolloutDesk:
         outcome = mine[-1].outcome if mine else "done"
         if outcome.startswith("refused: "):
             raise RefusedError(outcome.removeprefix("refused: "), rule="rollout")
-        return Answer(outcome, record)
+        return record
 
 
 @contextmanager

@@ -384,7 +384,7 @@ class RolloutMachine:
 
     def _pause(self, reason: str, now: float) -> list[Effect]:
         changes: dict[str, Any] = {"phase": Phase.PAUSED, "since_s": now, "reason": reason[:TEXT_MAX]}
-        out = self._book.save_and_say(now, **changes) if self._book.is_heard_of else self._book.save(**changes)
+        out = self._book.save_where_heard(now, **changes)
         text = f"the rollout of release {self.record.candidate} is paused: {reason}"
         return [*out, Count("rollouts", "paused", self.task), self._note("warning", text)]
 
@@ -493,7 +493,7 @@ class RolloutMachine:
         self._next_check_s = now
         phase = Phase.RUNNING if self.record.stage >= 0 else Phase.WAITING
         self._book.change(phase=phase, since_s=now, full_s=full_s, reason="", awaits=-1.0, **changes)
-        return self._book.save_and_say(now) if self._book.is_heard_of else self._book.save()
+        return self._book.save_where_heard(now)
 
     def _note(self, level: str, text: str) -> Effect:
         return Note(level, f"task {self.task}: {text}")

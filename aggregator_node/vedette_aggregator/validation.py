@@ -110,6 +110,11 @@ class GateVerdict:
         return tuple(v for v in self.verdicts if v.outcome is Outcome.REJECT)
 
     @property
+    def against(self) -> str:
+        """What speaks against it, in words; empty if nothing does."""
+        return "; ".join(v.text() for v in self.rejections)
+
+    @property
     def accepted(self) -> bool:
         """Whether nobody rejects it."""
         return not self.rejections
@@ -151,7 +156,7 @@ def raise_if_rejected(verdict: GateVerdict) -> None:
         RefusedError: naming every validator that rejects it, with what was found and expected.
     """
     if not verdict.accepted:
-        raise RefusedError("validation: " + "; ".join(v.text() for v in verdict.rejections), rule="validation")
+        raise RefusedError(f"validation: {verdict.against}", rule="validation")
 
 
 def validate_files(

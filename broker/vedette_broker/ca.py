@@ -45,7 +45,7 @@ from vedette_core.crypto.certificates import (
     make_leaf,
     make_root,
 )
-from vedette_core.crypto.revocation import LIST_BYTES_MAX
+from vedette_core.crypto.revocation import LIST_FILE_BYTES_MAX
 from vedette_core.runtime.identity import Bundle, read_file, read_secret
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.topics import check_id
@@ -233,7 +233,7 @@ def _make_bundle(
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700)
     leaves = _write_bundle(Bundle(fresh), issuer, root, holder, role, index.site, now, hosts, signing)
-    write_new(Bundle(fresh).crl, read_file(directory / LIST_FILE, LIST_BYTES_MAX * 2), 0o644)
+    write_new(Bundle(fresh).crl, read_file(directory / LIST_FILE, LIST_FILE_BYTES_MAX), 0o644)
     if role in MANY or role is CertificateRole.ANALYTICS:
         _copy_aggregator(directory, fresh)
     synchronise(fresh)

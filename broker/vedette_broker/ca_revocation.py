@@ -24,8 +24,8 @@ from vedette_broker.ca_store import (
 )
 from vedette_core.crypto.certificates import LEAF_DAYS, Issuer
 from vedette_core.crypto.revocation import (
-    LIST_BYTES_MAX,
     LIST_DAYS,
+    LIST_FILE_BYTES_MAX,
     Revocation,
     RevocationList,
     RevocationReason,
@@ -119,7 +119,7 @@ def newest_list(directory: Path) -> RevocationList:
     if not path.exists():
         raise ConfigError(f"{path}: not found; make a revocation list with `vedette ca crl`")
     try:
-        return read_list(read_file(path, LIST_BYTES_MAX * 2), root, [online])
+        return read_list(read_file(path, LIST_FILE_BYTES_MAX), root, [online])
     except PeerError as fault:
         raise ConfigError(f"{path}: {fault}; make a new one with `vedette ca crl`") from fault
 
@@ -148,10 +148,11 @@ def publish_list(directory: Path, index: Index, issuer: Issuer, now: float) -> R
     der = make_list(issuer, index.list_number, entries, now=now)
     made = read_list(der, load_chain(directory)[0], [issuer.certificate])
     write_index(directory, index)
-    replace_file(directory / LIST_FILE, made.pem, 0o644)
+    pem = made.pem
+    replace_file(directory / LIST_FILE, pem, 0o644)
     for bundle in sorted((directory / "bundles").iterdir()):
         if bundle.is_dir() and not bundle.name.startswith("."):
-            replace_file(Bundle(bundle).crl, made.pem, 0o644)
+            replace_file(Bundle(bundle).crl, pem, 0o644)
     return made
 
 

@@ -16,16 +16,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
-from vedette_core.crypto.revocation import LIST_BYTES_MAX, RevocationList, read_list
+from vedette_core.crypto.revocation import LIST_FILE_BYTES_MAX, RevocationList, read_list
 from vedette_core.runtime.identity import Bundle, load_authorities, read_file, server_context
 from vedette_schemas.errors import ConfigError, PeerError
 
 log = logging.getLogger("vedette.broker")
-
-LIST_FILE_BYTES_MAX: Final = LIST_BYTES_MAX * 2
-"""PEM is a third longer than what is signed."""
 
 
 Stamp = tuple[int, int, int] | None

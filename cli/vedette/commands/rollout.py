@@ -176,11 +176,10 @@ def _ask(
         if dry_run:
             typer.echo(f"{chosen}: {verb.value} could be done")
             return
-        answer = desk.wait(chosen, request, wait_s)
-        if answer is None:
+        record = desk.wait(chosen, request, wait_s)
+        if record is None:
             typer.echo(f"{chosen}: {verb.value} is written down; the aggregator has not answered yet. Does it run?")
             return
-        record = answer.record
         typer.echo(f"{chosen}: {verb.value} done; the rollout of release {record.candidate} is {record.phase.value}")
 
 

@@ -31,6 +31,8 @@ LIST_DAYS: Final = 8
 """A list lasts a little longer than a leaf: when it is stale, everything that was valid beside it has ended as well."""
 LIST_BYTES_MAX: Final = 192 * 1024
 """It travels whole in one MQTT message of at most 256 KiB."""
+LIST_FILE_BYTES_MAX: Final = LIST_BYTES_MAX * 2
+"""As PEM, which is a third longer than what is signed."""
 ENTRIES_MAX: Final = 3000
 """Revoked leaves that have not ended, at about 52 bytes each: 1,500 nodes in one week."""
 NUMBER_MAX: Final = 2**63 - 1

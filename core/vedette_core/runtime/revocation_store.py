@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from vedette_core.crypto.revocation import LIST_BYTES_MAX, Revocations
+from vedette_core.crypto.revocation import LIST_FILE_BYTES_MAX, Revocations
 from vedette_core.runtime.identity import Bundle, read_file
 from vedette_core.runtime.storage import StateStore
 from vedette_schemas.errors import PeerError, TransientError
@@ -39,7 +39,7 @@ class RevocationStore:
                 log.warning("the revocation list that was kept no longer holds: %s", fault)
         if bundle.crl.exists():
             try:
-                self.take(read_file(bundle.crl, LIST_BYTES_MAX * 2))
+                self.take(read_file(bundle.crl, LIST_FILE_BYTES_MAX))
             except PeerError as fault:
                 log.info("%s: %s", bundle.crl, fault)
 
