@@ -256,7 +256,8 @@ def malformed_connects() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", malformed_connects())
 def test_a_malformed_connect_gives_no_session(shared_attacked: Embedded, site: Authority, name: str) -> None:
     with RawClient(shared_attacked.port, site.context("dev-a")) as rude:
-        rude.send(malformed_connects()[name])
+        with contextlib.suppress(ClosedError):  # it may be cut off before it has said all of it
+            rude.send(malformed_connects()[name])
         assert rude.closed()
     with client(shared_attacked, site, "dev-a") as real:
         assert real.alive()
