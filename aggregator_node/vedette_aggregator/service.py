@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import time
@@ -76,6 +77,8 @@ TICK_ANYWAY_S: Final = 60.0
 """Machines get a tick this often whatever their deadline says: after the clock was set back it may be far away."""
 HOUSEKEEPING_S: Final = 60.0
 """Each look at the release metadata reads them from disk; the shortest of their lives is a day."""
+SAID_AGAIN_EVERY: Final = 15
+"""Every so many looks all retained state is put out again: a NATS cluster may acknowledge what it does not retain."""
 QUARANTINE_S: Final = 2.0
 """How soon a quarantine that a person added is seen."""
 CONNECT_TIMEOUT_S: Final = 30.0
@@ -318,7 +321,10 @@ class AggregatorService:
             await self._watch.take_alert(alert, time.time())
             labels = (alert.model.task, alert.severity.value, alert.kind, alert.state.value)
             self._metrics.inc("alerts_received", *labels)
-            self._metrics.observe("alert_delay_seconds", value=max(0.0, time.time() - _seconds(alert.window_end)))
+            self._metrics.observe(
+                "alert_delay_seconds",
+                value=max(0.0, time.time() - datetime.fromisoformat(alert.window_end).timestamp()),
+            )
             await self._rollouts.take_alert(alert)
         self._shell.publish(self._say.receipt(alert.device, f"{alert.id}.{alert.seq}"))
 
@@ -468,7 +474,7 @@ class AggregatorService:
             self._shell.publish(publication)
 
     async def _keep_house(self) -> None:
-        while True:
+        for number in itertools.count(1):
             self._metrics.set("resident_memory_bytes", value=resident_bytes())
             self._own.look()
             self._fleet.tick(time.time())
@@ -480,6 +486,8 @@ class AggregatorService:
                 self._metrics.set("trust_expiry_timestamp_seconds", value=expires["timestamp"])
             except VedetteError as error:
                 log.error("release metadata: %s", error)
+            if number % SAID_AGAIN_EVERY == 0 and self._link.connected:
+                self._jobs.start(self._publish_again(), "republish")
             await asyncio.sleep(HOUSEKEEPING_S)
 
 
@@ -490,7 +498,3 @@ def serve(settings: AggregatorSettings, *, plain: bool = False) -> None:
         VedetteError: it cannot start, or cannot go on.
     """
     run_until_signal(AggregatorService(settings, plain=plain).run)
-
-
-def _seconds(time_text: str) -> float:
-    return datetime.fromisoformat(time_text).timestamp()

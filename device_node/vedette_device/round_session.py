@@ -36,7 +36,7 @@ from vedette_device.trust import TrustClient
 from vedette_device.verified_release import VerifiedRelease
 from vedette_schemas.errors import PeerError, VedetteError
 from vedette_schemas.topics import Topics
-from vedette_schemas.trust import TIMESTAMP_FILE
+from vedette_schemas.trust import TIMESTAMP_FILE, announced_version
 
 log = logging.getLogger("vedette.session")
 
@@ -138,7 +138,9 @@ class RoundSession:
         self.credentials = Credentials(
             node, self.peers, self.topics, self._link, self.shell, self.store, self.metrics, self._renewed
         )
-        self._follower = ReleaseFollower(self._refresh, lambda: self._link.connected)
+        self._follower = ReleaseFollower(
+            self._refresh, lambda: self._link.connected, lambda: self.trust.timestamp_version
+        )
         self._round_models = RoundModels()
         self._reader: RetainedReader | None = None
         self._member: RoundMember | None = None
@@ -204,7 +206,7 @@ class RoundSession:
         if kind in ("trust", "artifact"):
             # What a refresh reads itself does not come here: it would ask for the next refresh for ever.
             if message.topic == self.topics.trust(TIMESTAMP_FILE):
-                self._follower.want()
+                self._follower.announced(announced_version(message.payload))
             return
         if self.attestation is not None and message.topic == self.attestation.topic:
             await self.attestation.take(message.topic, message.payload)

@@ -62,7 +62,7 @@ from vedette_schemas import codec
 from vedette_schemas.errors import ConfigError, PeerError, VedetteError
 from vedette_schemas.telemetry import DeviceState, Telemetry
 from vedette_schemas.topics import Topics
-from vedette_schemas.trust import TIMESTAMP_FILE
+from vedette_schemas.trust import TIMESTAMP_FILE, announced_version
 
 log = logging.getLogger("vedette.device")
 
@@ -138,7 +138,9 @@ class DeviceService:
         self._started = time.monotonic()
         self._jobs = Jobs()
         self._commands = Commands(self._node.id, self._pipelines, self._store.get(COMMAND_KEY), self._metrics)
-        self._follower = ReleaseFollower(self._refresh, lambda: self._link.connected)
+        self._follower = ReleaseFollower(
+            self._refresh, lambda: self._link.connected, lambda: self._trust.timestamp_version
+        )
         self._updates: dict[str, Updates] = {}
         self._participations: dict[str, Participation] = {}
         self._attestation = self._attest() if settings.attestation.enabled else None
@@ -298,7 +300,7 @@ class DeviceService:
         if kind in ("trust", "artifact"):
             # What a refresh reads itself does not come here: it would ask for the next refresh for ever.
             if message.topic == self._topics.trust(TIMESTAMP_FILE):
-                self._follower.want()
+                self._follower.announced(announced_version(message.payload))
             return
         if self._attestation is not None and message.topic == self._attestation.topic:
             await self._attestation.take(message.topic, message.payload)

@@ -124,6 +124,7 @@ class TrustClient:
         self._beacon_anchor: BeaconAnchor | None = None
         self._beacon_fault: VedetteError | None = None
         self._beacon_root = 0
+        self._timestamp_version = 0
         make_directory(self._metadata)
         try:
             self._bootstrap = bootstrap_root.read_bytes()
@@ -156,6 +157,11 @@ class TrustClient:
     def fresh_until_s(self) -> float:
         """When the verified metadata expire, epoch seconds; 0 before the first refresh."""
         return self._freshness.fresh_until_s
+
+    @property
+    def timestamp_version(self) -> int:
+        """Version of the timestamp file that the last refresh verified; 0 before the first."""
+        return self._timestamp_version
 
     @property
     def faults(self) -> Mapping[str, VedetteError]:
@@ -249,6 +255,7 @@ class TrustClient:
         synchronise_tree(self._metadata)
         self._freshness = self._freshness.model_copy(update={"fresh_until_s": updater.fresh_until_s()})
         self._releases, self._listed, self._faults = releases, listed, faults
+        self._timestamp_version = updater.timestamp_version()
         self._take_anchor(updater)
         return list(releases.values())
 

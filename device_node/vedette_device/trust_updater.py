@@ -93,6 +93,10 @@ class ReleaseUpdater(Updater):
         """Version of the verified root."""
         return self._trusted_set.root.version
 
+    def timestamp_version(self) -> int:
+        """Version of the verified timestamp file."""
+        return self._trusted_set.timestamp.version
+
     def beacon_anchor(self) -> BeaconAnchor:
         """The anchor in the verified root.
 

@@ -8,6 +8,7 @@ Source: The Update Framework specification 1.0.34, §4 (file formats) and §5 (c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -43,6 +44,8 @@ REVOKED_MAX: Final = 64
 REVOKED_FILES_MAX: Final = 8
 """Most files of one revoked release: every variant, and some to spare."""
 TIMESTAMP_FILE: Final = "timestamp.json"
+VERSION_MAX: Final = 2**53
+"""Highest version that is believed to be one: what JSON numbers are exact to."""
 INDEX_FILE: Final = "index.json"
 ROLE_NAMES: Final = frozenset({"root", "targets", "snapshot", "timestamp", "index"})
 """Names that a task cannot have, because its role's files would be taken for these."""
@@ -60,6 +63,21 @@ class TrustIndex(Message):
     """
 
     files: Annotated[tuple[Annotated[str, Field(max_length=255)], ...], Field(max_length=512)]
+
+
+def announced_version(timestamp: bytes) -> int:
+    """The version that a timestamp file names, **before anything of it is verified**: a hint of what there is to see.
+
+    Returns:
+        0 if it names none: it is too large, no JSON, or has no version that could be one.
+    """
+    if len(timestamp) > TIMESTAMP_BYTES_MAX:
+        return 0
+    try:
+        version = json.loads(timestamp)["signed"]["version"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return 0
+    return version if type(version) is int and 0 < version <= VERSION_MAX else 0
 
 
 class RevokedRelease(Message):

@@ -1,0 +1,57 @@
+"""What an aggregator does now and then: it also puts all retained state out again, unasked."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from vedette_aggregator import service
+from vedette_aggregator.service import AggregatorService
+from vedette_core.runtime.jobs import Jobs
+from vedette_core.runtime.metrics import AGGREGATOR_METRICS, Metrics
+
+
+class Registry:
+    """Nothing to sign; counts how often it was looked at."""
+
+    looks = 0
+
+    def refresh_timestamp(self, now: float) -> None:
+        self.looks += 1
+
+    def expires(self) -> dict[str, float]:
+        return {"timestamp": 1.0}
+
+
+class Housekeeping(AggregatorService):
+    """The part of an aggregator that keeps house."""
+
+    def __init__(self, *, connected: bool) -> None:
+        quiet = SimpleNamespace(look=lambda: None, tick=lambda now: None)
+        self._own = self._fleet = quiet  # type: ignore[assignment]
+        self._metrics, self._jobs = Metrics(AGGREGATOR_METRICS), Jobs()
+        self._registry = self.registry = Registry()  # type: ignore[assignment]
+        self._link = SimpleNamespace(connected=connected)  # type: ignore[assignment]
+        self.said = 0
+
+    async def _publish_again(self) -> None:
+        self.said += 1
+
+    async def keep(self, looks: int) -> None:
+        job = asyncio.create_task(self._keep_house())
+        while self.registry.looks <= looks:
+            await asyncio.sleep(0.001)
+        job.cancel()
+
+
+@pytest.mark.parametrize(("connected", "said"), [(True, 2), (False, 0)])
+def test_retained_state_is_put_out_again_while_there_is_a_broker(
+    monkeypatch: pytest.MonkeyPatch, connected: bool, said: int
+) -> None:
+    monkeypatch.setattr(service, "HOUSEKEEPING_S", 0.0)
+    monkeypatch.setattr(service, "SAID_AGAIN_EVERY", 5)
+    house = Housekeeping(connected=connected)
+    asyncio.run(house.keep(2 * 5))
+    assert house.said == said
