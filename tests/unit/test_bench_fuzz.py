@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -25,6 +26,8 @@ finally:
     sys.path.remove(str(BENCH))
 
 INPUTS = 200
+FOUND = sorted((Path(__file__).parents[1] / "vectors" / "found").glob("*.hex"))
+"""Inputs that a campaign once found a fault with (``--corpus``): parser, digest of the input."""
 
 
 @pytest.mark.parametrize("name", list(fuzz_targets.TARGETS))
@@ -36,6 +39,16 @@ def test_every_parser_answers_damage_with_what_it_declares(name: str, tmp_path: 
     outcome = fuzz.campaign(target, np.random.default_rng(5), inputs_max=INPUTS)
     assert outcome.plain()["faults"] == {}
     assert outcome.inputs == INPUTS + len(target.seeds) == outcome.accepted + outcome.refused
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
+def test_what_was_found_once_is_answered_with_what_is_declared(path: Path, tmp_path: Path) -> None:
+    data = bytes.fromhex(path.read_text())
+    name, digest = path.stem.rsplit("-", 1)
+    assert hashlib.sha256(data).hexdigest().startswith(digest)
+    outcome = fuzz.Outcome()
+    fuzz.one_input(fuzz_targets.TARGETS[name](tmp_path), data, outcome, lambda seconds: None)
+    assert outcome.plain()["faults"] == {}
 
 
 def _raises(fault: BaseException) -> Callable[[bytes], bool]:
