@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import os
+import weakref
 from pathlib import Path
+from typing import Any
 
 import capture_writing as w
 import pytest
@@ -149,3 +152,50 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
     os.mkfifo(path)
     with pytest.raises(SourceError, match="no regular file"):
         CaptureFile(path)
+
+
+class Decompressor:
+    """The real one, which can be watched."""
+
+    make = lzma.LZMADecompressor
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        self.real = Decompressor.make(*given, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+def test_a_damaged_file_does_not_keep_its_decompressor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by ``bench/fuzz.py``: whoever kept the fault kept its dictionary, too, 64 MB for ``xz -9``."""
+    made: list[weakref.ref[Decompressor]] = []
+
+    def watched(*given: Any, **named: Any) -> Decompressor:
+        decompressor = Decompressor(*given, **named)
+        made.append(weakref.ref(decompressor))
+        return decompressor
+
+    damaged = bytearray(lzma.compress(w.pcap(records(0, 9))))
+    damaged[len(damaged) // 2] ^= 0xFF
+    path = tmp_path / "damaged.pcap.xz"
+    path.write_bytes(damaged)
+    monkeypatch.setattr(lzma, "LZMADecompressor", watched)
+    source = CaptureFile(path)
+    with pytest.raises(SourceError, match="damaged") as kept:
+        source.read()
+    assert kept.value.__traceback__ is not None
+    assert [ref() for ref in made] == [None]
+
+
+def test_a_file_that_needs_more_memory_than_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Greedy(Decompressor):
+        def decompress(self, data: bytes, size: int) -> bytes:
+            raise MemoryError
+
+    path = tmp_path / "large.pcap.xz"
+    path.write_bytes(lzma.compress(w.pcap(records(0, 9))))
+    monkeypatch.setattr(lzma, "LZMADecompressor", Greedy)
+    source = CaptureFile(path)
+    for _ in range(2):
+        with pytest.raises(SourceError, match="too little memory"):
+            source.read()

@@ -200,7 +200,7 @@ class _CompressedStream:
 
     def __init__(self, path: Path, file: BufferedReader, make: type[_Gzip] | type[_Xz]) -> None:
         self._path, self._file, self._make = path, file, make
-        self._member: _Member = make()
+        self._member: _Member | None = make()
         self._input = b""
         self._ended = False
         self._fault: SourceError | None = None
@@ -213,12 +213,15 @@ class _CompressedStream:
             piece = self._step(min(end - self.offset_bytes, _OUTPUT_BYTES))
             self.offset_bytes += len(piece)
             pieces.append(piece)
+        if self._ended or self._fault is not None:
+            self._member = None  # its dictionary is up to `XZ_MEMORY_BYTES_MAX`, and whoever keeps the fault keeps us
         data = b"".join(pieces)
         if not data and self._fault is not None:
             raise self._fault
         return data
 
     def _step(self, size: int) -> bytes:
+        assert self._member is not None, "there until the end or a fault"
         try:
             if self._member.finished:
                 self._input = self._member.unused.lstrip(b"\0") or self._file.read(_INPUT_BYTES).lstrip(b"\0")
@@ -246,6 +249,12 @@ class _CompressedStream:
             return b""
         except OSError as error:
             raise TransientError(f"{self._path} cannot be read now: {error}") from error
+        except MemoryError:
+            self._fault = SourceError(
+                f"{self._path}: found too little memory to decompress {self._make.name}, expected up to "
+                f"{XZ_MEMORY_BYTES_MAX >> 20} MB; unpack it elsewhere"
+            )
+            return b""
 
     def skip_to(self, offset_bytes: int) -> None:
         while self.offset_bytes < offset_bytes:
@@ -261,3 +270,4 @@ class _CompressedStream:
 
     def close(self) -> None:
         self._file.close()
+        self._member = None
