@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +209,9 @@ def test_set_ups_are_benign_one_after_another_and_an_hour_apart(tmp_path: Path) 
     assert list(recordings) == ["camera", "plug"]
     plug = recordings["plug"]
     assert set(plug.labels.tolist()) == {0}
-    pauses = [b.start_s - a.end_s for a, b in zip(plug.windows, plug.windows[1:], strict=False)]
+    pauses = [b.start_s - a.end_s for a, b in pairwise(plug.windows)]
     assert sorted(p for p in pauses if p) == [BETWEEN_CAPTURES_S] * 2
+    assert list(plug.breaks) == [b.start_s for a, b in pairwise(plug.windows) if b.start_s > a.end_s]
     assert {w.entity for w in plug.windows} == {HOST}
     assert sum(value(w, "packets_out") for w in plug.windows) == 60.0
 

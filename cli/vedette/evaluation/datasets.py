@@ -31,12 +31,15 @@ class Recording:
         windows: in the order of time.
         labels: ``(n,) int8`` 1 anomalous, 0 benign, −1 neither (silence within an attack capture).
         truth: columns that were tampered with, a set a window; empty where nobody knows.
+        breaks: times, rising, at which another capture begins that was joined to the one before. In between a gateway
+            would have seen other devices, by whose windows alerts close.
     """
 
     device: str
     windows: tuple[Window, ...]
     labels: npt.NDArray[np.int8]
     truth: tuple[frozenset[str], ...] = ()
+    breaks: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.windows) != len(self.labels):

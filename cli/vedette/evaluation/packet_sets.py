@@ -163,7 +163,7 @@ def cryptojacking(data: Path) -> DataSet:
         "a recording is benign or mining as a whole; windows without a packet while mining count as neither",
         "no peers, ports and flags: 12 of the 24 columns",
     )
-    recording = Recording("raspberry_pi", known, whole.labels)
+    recording = Recording("raspberry_pi", known, whole.labels, breaks=whole.breaks)
     return DataSet("cryptojacking", "network", (Fleet("cryptojacking", MINING_SCHEMA, (recording,)),), notes=notes)
 
 

@@ -185,15 +185,19 @@ def one_after_another(device: str, captures: Iterable[tuple[Sequence[Window], in
     """
     windows: list[Window] = []
     labels: list[int] = []
+    breaks: list[float] = []
     clock_s = 0.0
     packets = [NETWORK_FLOWS.index(name) for name in ("packets_in", "packets_out")]
     for capture, label in captures:
         if not capture:
             continue
+        if windows:
+            breaks.append(clock_s)
         shift_s = clock_s - capture[0].start_s
         for window in capture:
             windows.append(Window(window.entity, window.start_s + shift_s, window.end_s + shift_s, window.values))
             labels.append(label if not label or window.values[packets].sum() > 0 else -1)
         clock_s = windows[-1].end_s + BETWEEN_CAPTURES_S
     order = sorted(range(len(windows)), key=lambda i: windows[i].end_s)
-    return Recording(device, tuple(windows[i] for i in order), np.array([labels[i] for i in order], np.int8))
+    marks = np.array([labels[i] for i in order], np.int8)
+    return Recording(device, tuple(windows[i] for i in order), marks, breaks=tuple(breaks))
