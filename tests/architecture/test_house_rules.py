@@ -90,7 +90,7 @@ def test_the_wheel_brings_its_licence_and_its_command(wheel: list[str]) -> None:
 
 
 def test_what_a_gateway_installs_is_little() -> None:
-    """scipy, the quantizer, the broker and the SDKs come only with extras."""
+    """scipy, the quantizer, the broker, the SDKs and the reader of Parquet files come only with extras."""
     names = {re.split(r"[\s<>=!~;\[]", d)[0] for d in PROJECT["project"]["dependencies"]}
     assert not names & {
         "scipy",
@@ -100,4 +100,5 @@ def test_what_a_gateway_installs_is_little() -> None:
         "scapy",
         "tensorflow",
         "pandas",
+        "pyarrow",
     }

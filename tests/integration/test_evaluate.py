@@ -9,21 +9,37 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from vedette.evaluation import report
 from vedette.evaluation.behaviour_sets import behaviour_schema
-from vedette.evaluation.datasets import Recording, Suite, loaders
-from vedette.evaluation.runner import WON_BY, _newcomers
+from vedette.evaluation.datasets import DataSet, Fleet, Recording, Suite, loaders
+from vedette.evaluation.detectors import (
+    CONFIGURATIONS,
+    calibrated,
+    float_backend,
+    learn_alone,
+    network_for,
+    scores_of,
+)
+from vedette.evaluation.runner import WON_BY, SetResult, _newcomers, evaluate
 from vedette.evaluation.stretches import prepare
 from vedette.exit_codes import ExitCode
+from vedette_core.learning.hashing import FeatureHasher
+from vedette_device.count_heads import has_heads
 from vedette_device.features.windows import Window
 from vedette_schemas.errors import ConfigError
+from vedette_schemas.features import NETWORK_FLOWS
 
 PACK = Path(os.environ.get("VEDETTE_DATA", Path(__file__).parents[3] / "shared" / "data"))
+SMOKE_SENSOR = "192.168.0.180"
+PARQUET = {"iot_sentinel_swapped", "mqttset", "cryptojacking"}
 MOTES, READINGS = 3, 700
 ATTACK = (560, 590)
 
@@ -143,6 +159,62 @@ def test_attacks_on_other_hosts_than_the_benign_ones_are_marked_as_confounded() 
     assert found["stranger"]["anomalous_windows_of_newcomers"] == known["stranger"].count("stranger") > 30
 
 
+@pytest.fixture(scope="module")
+def quiet() -> SetResult:
+    """Three devices that nothing befalls."""
+    schema = behaviour_schema(("x", "y"), 60.0)
+    recordings = []
+    for name in ("a", "b", "c"):
+        rows = np.random.default_rng(ord(name)).normal(size=(480, 2)).astype(np.float32)
+        windows = tuple(Window(name, 60.0 * i, 60.0 * (i + 1), row) for i, row in enumerate(rows))
+        recordings.append(Recording(name, windows, np.zeros(480, np.int8)))
+    data = DataSet("quiet", "behaviour", (Fleet("quiet", schema, tuple(recordings)),), constructed=True)
+    return evaluate(data, [0])
+
+
+def test_a_set_without_an_attack_says_how_many_alarms_are_false_and_nothing_else(quiet: SetResult) -> None:
+    found = quiet.figures
+    assert (found["windows_test_anomalous"], found["trivial"], found["confounded"]) == (0, False, False)
+    assert found["best_single_column"] == {}
+    assert {"local", "central", "federated", "federated_new_device", "local_new_device"} < set(found["models"])
+    assert "single_column" not in found["models"], "it would have been chosen by labels that are not there"
+    for name, row in found["models"].items():
+        assert (row["auc"], row["tpr_at_1"], row["event_recall"], row["events"]) == (None, None, None, 0), name
+        for figure in ("fpr_realised", "fpr_rolling", "false_alerts_per_device_day", "benign_share_in_alert"):
+            assert row[figure] is not None, (name, figure)
+        assert row["fpr_realised"] < 0.1, name
+
+
+def test_it_is_reported_without_a_curve_and_as_put_together(quiet: SetResult, tmp_path: Path) -> None:
+    document = {"sets": {"quiet": quiet.figures}}
+    written = report.write(tmp_path, document, {"quiet": quiet})
+    assert sorted(path.name for path in written if path.suffix == ".svg") == [
+        "quiet-promised.svg",
+        "quiet-timeline.svg",
+    ]
+    (line,) = [line for line in (tmp_path / "results.markdown").read_text().splitlines() if "| federated |" in line]
+    assert line.startswith("| quiet (constructed) | federated | – | – | – | 0.0")
+
+
+def test_counts_are_judged_by_both_heads_and_beyond_the_clip() -> None:
+    """Two windows that are clipped alike are told apart, as on a gateway."""
+    hasher = FeatureHasher(16, b"sixteen bytes at")
+    rng = np.random.default_rng(0)
+    rows = [hasher.row({f"p{i}": int(n) for i, n in enumerate(rng.poisson(5.0, 12))}) for _ in range(200)]
+    rows += [hasher.row({**dict.fromkeys((f"p{i}" for i in range(12)), 5), "p0": count}) for count in (10**5, 10**9)]
+    windows = [Window("host", 60.0 * i, 60.0 * (i + 1), row.astype(np.float32)) for i, row in enumerate(rows)]
+    labels = np.repeat([0, 1], [200, 2]).astype(np.int8)
+    device = prepare(Recording("host", tuple(windows), labels), hasher.schema)
+    network = network_for("behaviour", hasher.schema)
+    assert has_heads(network.spec)
+    learnt = learn_alone(network, device.train.inputs, CONFIGURATIONS["behaviour"], 0)
+    model = calibrated(float_backend(network, learnt), device)
+    assert model.heads is not None
+    large, larger = scores_of(model, device)[device.test.labels == 1]
+    benign = scores_of(model, device)[device.test.labels == 0]
+    assert benign.max() < large < larger
+
+
 @pytest.mark.skipif(not (PACK / "MANIFEST.csv").is_file(), reason=f"no recordings in {PACK}; set VEDETTE_DATA")
 @pytest.mark.parametrize(
     ("suite", "name", "least"),
@@ -153,9 +225,16 @@ def test_attacks_on_other_hosts_than_the_benign_ones_are_marked_as_confounded() 
         ("behaviour", "rpi_metrics", 9),
         ("network", "iot23", 3),
         ("network", "nf_bot_iot_v2", 3),
+        ("behaviour", "rpi_res", 2),
+        ("behaviour", "adfa_ld", 1),
+        ("network", "iot_sentinel_swapped", 15),
+        ("network", "mqttset", 7),
+        ("network", "cryptojacking", 1),
     ],
 )
 def test_sets_of_the_pack_are_read_and_split(suite: Suite, name: str, least: int) -> None:
+    if name in PARQUET:
+        pytest.importorskip("pyarrow", reason="needs the extra `evaluate`")
     found = loaders(suite)[name](PACK)
     ready = []
     for fleet in found.fleets:
@@ -170,3 +249,63 @@ def test_sets_of_the_pack_are_read_and_split(suite: Suite, name: str, least: int
     for device in ready:
         assert (device.calibrate.labels == 0).all()
         assert (device.train.labels == 0).all()
+
+
+@pytest.mark.skipif(not (PACK / "MANIFEST.csv").is_file(), reason=f"no recordings in {PACK}; set VEDETTE_DATA")
+@pytest.mark.parametrize(("name", "least"), [("iot_sentinel", 15), ("nku_lifecycle", 1)])
+def test_sets_of_the_pack_without_an_attack(name: str, least: int) -> None:
+    pytest.importorskip("pyarrow", reason="needs the extra `evaluate`")
+    (fleet,) = loaders("network")[name](PACK).fleets
+    assert not any(recording.labels.any() for recording in fleet.recordings)
+    ready = 0
+    for recording in fleet.recordings:
+        try:
+            device = prepare(recording, fleet.schema)
+        except ConfigError:
+            assert len(recording.labels) < 64
+            continue
+        ready += 1
+        assert len(device.test.windows) >= 16
+    assert ready >= least
+
+
+COUNTED = ("packets_in", "packets_out", "bytes_in", "bytes_out", "syn_count", "rst_count", "dns_queries")
+"""Sums over windows that stay the same wherever windows begin."""
+
+
+def summed(windows: Sequence[Window]) -> dict[str, float]:
+    return {name: sum(float(w.values[NETWORK_FLOWS.index(name)]) for w in windows) for name in COUNTED}
+
+
+@pytest.mark.skipif(not (PACK / "MANIFEST.csv").is_file(), reason=f"no recordings in {PACK}; set VEDETTE_DATA")
+def test_a_table_of_packets_counts_what_its_capture_counts() -> None:
+    """Four captures of the plug and one of MQTT clients are in the pack in both forms."""
+    pytest.importorskip("pyarrow", reason="needs the extra `evaluate`")
+    (captures,) = loaders("network")["pcaps"](PACK).fleets
+    by_device = {recording.device: recording for recording in captures.recordings}
+    plug_captures = pieces(by_device["xiaodu_plug"].windows)
+    (tables,) = loaders("network")["nku_lifecycle"](PACK).fleets
+    plug_tables = [summed(windows) for windows in pieces(tables.recordings[0].windows)]
+    assert len(plug_captures) == 4
+    for windows in plug_captures:
+        assert summed(windows) in plug_tables
+    (clients,) = loaders("network")["mqttset"](PACK).fleets
+    client = next(recording for recording in clients.recordings if recording.device == "smoke")
+    of_table = [w for w, label in zip(client.windows, client.labels, strict=True) if label == 0]
+    capture = by_device["mqttset"]
+    of_capture = [
+        w for w, label in zip(capture.windows, capture.labels, strict=True) if label == 0 and w.entity == SMOKE_SENSOR
+    ]
+    assert summed(of_table) == summed(of_capture)
+    published = NETWORK_FLOWS.index("mqtt_publishes")
+    assert sum(w.values[published] for w in of_table) == sum(w.values[published] for w in of_capture) > 1000
+
+
+def pieces(windows: Sequence[Window]) -> list[list[Window]]:
+    """Windows of each capture of a recording."""
+    found: list[list[Window]] = [[windows[0]]]
+    for before, window in pairwise(windows):
+        if window.start_s - before.end_s > 1.0:
+            found.append([])
+        found[-1].append(window)
+    return found

@@ -10,11 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vedette.evaluation.behaviour_sets import NO_FEATURES, rpi_metrics, smd
+from vedette.evaluation.behaviour_sets import (
+    HASH_COLUMNS,
+    HASH_KEY,
+    NO_FEATURES,
+    RES_NO_FEATURES,
+    adfa_ld,
+    rpi_metrics,
+    rpi_res,
+    smd,
+)
 from vedette.evaluation.datasets import Suite, loaders
 from vedette.evaluation.lab_sets import forged_columns
 from vedette.evaluation.network_sets import NEMEA_COLUMNS, NETFLOW_LEFT_OUT, iot23, nbaiot, nemea_siot, nf_bot_iot_v2
 from vedette.evaluation.sensor_sets import SKAB_CHANNELS, TON_CHANNELS, nab, skab, ton_iot, wsn
+from vedette_core.learning.hashing import FeatureHasher
 from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.features import FLOW_LOGS
 
@@ -145,6 +155,51 @@ def test_behaviour_columns_are_those_that_all_devices_have(tmp_path: Path) -> No
     full, system = rpi_metrics(tmp_path).fleets
     assert (full.schema.columns, system.schema.columns) == (("CPU",), ("Memory",))
     assert [r.labels.tolist() for r in full.recordings] == [[0, 1], [0, 1]]
+
+
+def test_rows_under_ransomware_are_in_the_order_of_their_time_which_is_no_feature(tmp_path: Path) -> None:
+    folder = tmp_path / "device_behaviour" / "rpi_res"
+    meta = {name: ["a", "b", "c"] for name in sorted(RES_NO_FEATURES - {"label_bin", "time"})}
+    write(folder / "rpi_run1.csv.gz", {**meta, "time": [30, 10, 20], "faults": [3, 1, 2], "label_bin": [1, 0, 0]})
+    write(folder / "rpi_run2.csv.gz", {**meta, "time": [1, 2, 3], "faults": [7, 8, 9], "label_bin": [0, 0, 0]})
+    (fleet,) = rpi_res(tmp_path).fleets
+    assert fleet.schema.columns == ("faults",)
+    first = fleet.recordings[0]
+    assert [float(w.values[0]) for w in first.windows] == [1.0, 2.0, 3.0]
+    assert first.labels.tolist() == [0, 0, 1]
+
+
+def save_traces(path: Path, traces: Sequence[Sequence[int]], labels: Sequence[int], *, cut: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ends = np.cumsum([0, *(len(trace) for trace in traces)])
+    calls = np.array([number for trace in traces for number in trace], np.uint16)
+    np.savez(path, syscalls=calls[: len(calls) - cut], offsets=ends, label=np.array(labels, np.uint8))
+
+
+def test_a_trace_is_a_window_of_hashed_counts_and_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "device_behaviour" / "adfa_ld" / "traces.npz"
+    save_traces(path, [[6, 6, 63], [63, 6, 6], [6, 6, 63], [120, 6]], [0, 0, 0, 1])
+    data = adfa_ld(tmp_path)
+    assert not data.timed
+    (fleet,) = data.fleets
+    (recording,) = fleet.recordings
+    hasher = FeatureHasher(HASH_COLUMNS, HASH_KEY)
+    assert fleet.schema == hasher.schema
+    assert fleet.schema.use_case == "behaviour"
+    assert recording.labels.tolist() == [0, 0, 1], (
+        "the third repeats the first; the second has its calls in another order"
+    )
+    assert [w.values.tolist() for w in recording.windows] == [
+        hasher.row({"syscall 6": 2, "syscall 63": 1}).tolist(),
+        hasher.row({"syscall 6": 2, "syscall 63": 1}).tolist(),
+        hasher.row({"syscall 6": 1, "syscall 120": 1}).tolist(),
+    ]
+
+
+def test_traces_whose_lengths_are_not_those_of_the_calls_are_refused(tmp_path: Path) -> None:
+    save_traces(tmp_path / "device_behaviour" / "adfa_ld" / "traces.npz", [[6, 63], [6]], [0, 1], cut=1)
+    with pytest.raises(PeerError, match=r"traces\.npz: found 3 offsets of 2 traces"):
+        adfa_ld(tmp_path)
 
 
 def test_training_part_and_test_part_of_arrays_follow_each_other(tmp_path: Path) -> None:

@@ -90,3 +90,21 @@ def test_the_threshold_does_not_depend_on_what_is_judged() -> None:
     first, second = judged(this, usual(this)), judged(this, usual(this, 9) * 7.0)
     assert first.threshold == second.threshold
     assert np.array_equal(first.calibration, second.calibration)
+
+
+def test_two_captures_that_were_joined_are_two_incidents() -> None:
+    """The device is anomalous to the last window of a capture and from the first of the next, an hour later."""
+    rng = np.random.default_rng(0)
+    starts = [60.0 * i for i in range(400)] + [60.0 * 400 + 3600.0 + 60.0 * i for i in range(20)]
+    windows = tuple(Window("d", s, s + 60.0, rng.normal(size=1).astype(np.float32)) for s in starts)
+    labels = np.repeat([0, 1], [380, 40]).astype(np.int8)
+    found = {}
+    for breaks in ((), (starts[400],)):
+        this = prepare(Recording("d", windows, labels, breaks=breaks), SCHEMA)
+        scores = usual(this)
+        scores[this.test.labels == 1] += 20.0
+        outcome = judged(this, scores)
+        assert outcome.events is not None
+        assert outcome.in_alert[this.test.labels == 1].mean() > 0.8
+        found[breaks] = (outcome.events.events, len(outcome.events.delays_s))
+    assert found == {(): (2, 1), (starts[400],): (2, 2)}

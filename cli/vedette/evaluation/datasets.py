@@ -31,12 +31,15 @@ class Recording:
         windows: in the order of time.
         labels: ``(n,) int8`` 1 anomalous, 0 benign, −1 neither (silence within an attack capture).
         truth: columns that were tampered with, a set a window; empty where nobody knows.
+        breaks: times, rising, at which another capture begins that was joined to the one before. In between a gateway
+            would have seen other devices, by whose windows alerts close.
     """
 
     device: str
     windows: tuple[Window, ...]
     labels: npt.NDArray[np.int8]
     truth: tuple[frozenset[str], ...] = ()
+    breaks: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.windows) != len(self.labels):
@@ -68,6 +71,7 @@ class DataSet:
         fleets: one, or several where devices measure different things.
         timed: whether rows have an order in time; otherwise there are no events, delays and days.
         notes: what a reader of its figures must know.
+        constructed: whether what is anomalous was put together of recordings that were made apart.
     """
 
     name: str
@@ -75,6 +79,7 @@ class DataSet:
     fleets: tuple[Fleet, ...]
     timed: bool = True
     notes: tuple[str, ...] = field(default=())
+    constructed: bool = False
 
 
 Loader = Callable[[Path], DataSet]
@@ -82,11 +87,11 @@ Loader = Callable[[Path], DataSet]
 
 def loaders(suite: Suite) -> Mapping[str, Loader]:
     """The sets of a suite, by name, in the order in which they are reported."""
-    from vedette.evaluation import behaviour_sets, lab_sets, network_sets, sensor_sets
+    from vedette.evaluation import behaviour_sets, lab_sets, network_sets, packet_sets, sensor_sets
 
     found: dict[Suite, Mapping[str, Loader]] = {
         "sensor": {**sensor_sets.LOADERS, **lab_sets.SENSOR},
-        "network": {**network_sets.LOADERS, **lab_sets.NETWORK},
+        "network": {**network_sets.LOADERS, **packet_sets.LOADERS, **lab_sets.NETWORK},
         "behaviour": behaviour_sets.LOADERS,
     }
     return found[suite]

@@ -19,7 +19,7 @@ from vedette_core.learning.layout import Float32
 from vedette_core.learning.local_training import train
 from vedette_core.learning.network import ActivationRanges, Network, build_network
 from vedette_core.learning.optimiser import FedAvg
-from vedette_core.learning.spec import NetworkSpec, dense_spec, flow_spec
+from vedette_core.learning.spec import NetworkSpec, counts_spec, dense_spec, flow_spec
 from vedette_core.learning.statistics_slots import LocalStatistics, merge_range_histograms
 from vedette_core.learning.update_vector import (
     VectorLayout,
@@ -82,7 +82,9 @@ class Learnt:
 
 
 def spec_for(suite: Suite, schema: FeatureSchema) -> NetworkSpec:
-    """The product's default network: a CNN for windows of traffic, a dense one for everything else."""
+    """The product's default network: a CNN for traffic, the network of counts for counts, a dense one for the rest."""
+    if schema.use_case == "behaviour":
+        return counts_spec(*schema.input_shape)
     if suite == "network" and schema.history > 1:
         return flow_spec(*schema.input_shape)
     return dense_spec(*schema.input_shape)
@@ -173,16 +175,25 @@ def calibrated(backend: Reconstructs, device: Prepared) -> CalibratedModel:
     """The model on one device, with thresholds from its own calibration stretch."""
     model = AlertModel(task="evaluate", version=1, digest="0" * 16)
     stretch = device.calibrate
-    return CalibratedModel.measure(backend, model, device.baseline, stretch.inputs, stretch.entities, HALF_LIFE_WINDOWS)
+    return CalibratedModel.measure(
+        backend,
+        model,
+        device.baseline,
+        stretch.inputs,
+        stretch.entities,
+        HALF_LIFE_WINDOWS,
+        device.train.inputs,
+    )
 
 
 def scores_of(model: CalibratedModel, device: Prepared) -> np.ndarray:
     """Scores of the test stretch, ``(n,) float64``; what is remembered of benign ones does not change by it."""
-    inputs, entities = device.test.inputs, device.test.entities
-    pieces = [
-        model.judge(inputs[i : i + JUDGED_AT_ONCE], entities[i : i + JUDGED_AT_ONCE]).scores
-        for i in range(0, len(inputs), JUDGED_AT_ONCE)
-    ]
+    inputs, entities, windows = device.test.inputs, device.test.entities, device.test.windows
+    pieces = []
+    for i in range(0, len(inputs), JUDGED_AT_ONCE):
+        piece = slice(i, i + JUDGED_AT_ONCE)
+        newest = np.stack([window.values for window in windows[piece]])
+        pieces.append(model.judge(inputs[piece], entities[piece], newest).scores)
     return np.concatenate(pieces) if pieces else np.zeros(0)
 
 

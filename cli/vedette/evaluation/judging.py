@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -145,8 +146,11 @@ def _run(
     )
     reports: list[metrics.Report] = []
     p_values, in_alert = np.ones(len(scores)), np.zeros(len(scores), bool)
+    breaks = deque(device.breaks)
     for i, (window, score) in enumerate(zip(device.test.windows, scores.tolist(), strict=True)):
         current = known.rolling.current
+        while breaks and breaks[0] <= window.start_s:
+            machine.handle(WindowScored(_bystander(breaks.popleft(), current.size)), 0.0)
         p_values[i] = p = float(current.p_values(np.array([score]))[0])
         scored = ScoredWindow(
             entity=window.entity,
@@ -172,6 +176,23 @@ def _run(
         if not frozen:
             known.rolling.observe(score, p)
     return p_values, in_alert, reports
+
+
+def _bystander(time_s: float, calibration_size: int) -> ScoredWindow:
+    """An ordinary window of another device, which ends at this time: nothing comes of it but that time has passed."""
+    return ScoredWindow(
+        entity="bystander",
+        start_s=time_s - 1.0,
+        end_s=time_s,
+        score=0.0,
+        p_value=1.0,
+        threshold=0.0,
+        benign_max=0.0,
+        benign_average=0.0,
+        calibration_size=calibration_size,
+        features=(),
+        model=MODEL,
+    )
 
 
 def _report(document: Mapping[str, Any], length_s: float) -> metrics.Report | None:

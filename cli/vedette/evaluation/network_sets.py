@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from vedette.evaluation.datasets import PERIOD_ROWS, DataSet, Fleet, Loader, Recording, find
 from vedette.evaluation.labelled_tables import LABEL, numbers, plain_recording, read_table
+from vedette.evaluation.packet_tables import one_after_another
 from vedette_device.features.flow_logs import FlowLogWindower
 from vedette_device.features.network import NetworkWindower
 from vedette_device.features.windows import Window
@@ -23,8 +24,6 @@ from vedette_schemas.features import FLOW_LOGS, NETWORK_FLOWS, FeatureSchema
 
 FOLDER: Final = "network_flows"
 NOT_ZEEK: Final = frozenset({"device", LABEL, "label", "detailed-label"})
-BETWEEN_CAPTURES_S: Final = 3600.0
-"""Seconds put between two captures of a device that are joined: its past is forgotten in between."""
 NETFLOW_ATTACKS_MAX: Final = 5_000
 """Attack rows of a device that are read, the first ones: they repeat themselves 80,000 times."""
 NETFLOW_LEFT_OUT: Final = frozenset(
@@ -186,19 +185,7 @@ def _zeek(path: Path) -> Recording:
 
 
 def _captures(folder: Path, device: str, files: Sequence[tuple[str, int]]) -> Recording:
-    windows: list[Window] = []
-    labels: list[int] = []
-    clock_s = 0.0
-    packets = [NETWORK_FLOWS.index(name) for name in ("packets_in", "packets_out")]
-    for name, label in files:
-        shift_s: float | None = None
-        for window in _windows(_capture_path(folder, name)):
-            if shift_s is None:
-                shift_s = clock_s - window.start_s
-            windows.append(Window(window.entity, window.start_s + shift_s, window.end_s + shift_s, window.values))
-            labels.append(label if not label or window.values[packets].sum() > 0 else -1)
-        clock_s = (windows[-1].end_s if windows else 0.0) + BETWEEN_CAPTURES_S
-    return Recording(device, *_in_order(windows, labels))
+    return one_after_another(device, ((_windows(_capture_path(folder, name)), label) for name, label in files))
 
 
 def _capture_path(folder: Path, name: str) -> Path:
@@ -208,11 +195,12 @@ def _capture_path(folder: Path, name: str) -> Path:
     return paths[0]
 
 
-def _windows(path: Path) -> Iterator[Window]:
+def _windows(path: Path) -> list[Window]:
     source, windower = CaptureFile(path), NetworkWindower()
+    windows: list[Window] = []
     while (batch := source.read()) is not None:
-        yield from windower.push(batch)
-    yield from windower.flush()
+        windows += windower.push(batch)
+    return windows + windower.flush()
 
 
 def _in_order(windows: Sequence[Window], labels: Sequence[int]) -> tuple[tuple[Window, ...], np.ndarray]:

@@ -53,7 +53,7 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
     """One table, a row a set and detector."""
     lines = ["| set | detector | " + " | ".join(SHOWN.values()) + " |", "|---" * (len(SHOWN) + 2) + "|"]
     for name, result in results.items():
-        marks = [mark for mark in ("trivial", "confounded") if result.get(mark)]
+        marks = [mark for mark in ("trivial", "confounded", "constructed") if result.get(mark)]
         title = f"{name} ({', '.join(marks)})" if marks else name
         if "failed" in result:
             lines.append(f"| {title} | failed: {result['failed']} |" + " |" * len(SHOWN))
@@ -97,7 +97,8 @@ def write(folder: Path, document: Mapping[str, Any], results: Mapping[str, SetRe
     }
     for name, result in results.items():
         if result.outcomes:
-            files[f"{name}-roc.svg"] = plots.roc(name, result.outcomes)
+            if result.figures.get("windows_test_anomalous"):
+                files[f"{name}-roc.svg"] = plots.roc(name, result.outcomes)
             files[f"{name}-promised.svg"] = plots.reliability(name, result.outcomes)
             if "federated" in result.outcomes:
                 files[f"{name}-timeline.svg"] = plots.timeline(name, result.outcomes["federated"])

@@ -109,9 +109,11 @@ def evaluate(
     best_ours = max((models[name]["auc"] or 0.0 for name in OURS if name in models), default=0.0)
     column, single = _best_column(data, fleets)
     about["best_single_column"] = column
-    about["models"]["single_column"] = figures(single)
-    kept["single_column"] = single
-    about["trivial"] = bool(best_ours) and (about["models"]["single_column"]["auc"] or 0.0) >= best_ours - WON_BY
+    if single:
+        about["models"]["single_column"] = figures(single)
+        kept["single_column"] = single
+    best_single = about["models"]["single_column"]["auc"] if single else None
+    about["trivial"] = bool(best_ours) and (best_single or 0.0) >= best_ours - WON_BY
     about |= _newcomers([device for _, devices in fleets for device in devices], best_ours)
     for place, name in enumerate(("reasons", "gradients", "chance")):
         verdicts = [verdict for each in hits for verdict in each[place]]
@@ -129,6 +131,7 @@ def _about(data: DataSet, devices: Sequence[Prepared], skipped: Mapping[str, str
         "suite": data.suite,
         "notes": list(data.notes),
         "timed": data.timed,
+        "constructed": data.constructed,
         "devices": len(devices),
         "skipped": dict(skipped),
         "splits": dict(Counter(d.kind for d in devices)),
@@ -219,9 +222,14 @@ def _judged(data: DataSet, fleet: Fleet, device: Prepared, pair: tuple[np.ndarra
 def _best_column(
     data: DataSet, fleets: Sequence[tuple[Fleet, Sequence[Prepared]]]
 ) -> tuple[dict[str, str], list[Outcome]]:
-    """The one raw column of a fleet that separates best: chosen *with the labels*, to tell what a set is worth."""
+    """The one raw column of a fleet that separates best: chosen *with the labels*, to tell what a set is worth.
+
+    Of a fleet without an attack there is none.
+    """
     chosen, outcomes = {}, []
     for fleet, devices in fleets:
+        if not any((device.test.labels == 1).any() for device in devices):
+            continue
         areas = np.zeros(len(fleet.schema.columns))
         for column in range(len(areas)):
             found = []

@@ -60,6 +60,7 @@ class Prepared:
         test: everything else.
         raw_labels: of the test stretch, without the guard: as in the recording.
         truth: columns that were tampered with, a set a window of the test stretch; empty where nobody knows.
+        breaks: as in the recording.
     """
 
     device: str
@@ -70,6 +71,7 @@ class Prepared:
     test: Stretch
     raw_labels: Labels
     truth: tuple[frozenset[str], ...] = ()
+    breaks: tuple[float, ...] = ()
 
 
 def prepare(recording: Recording, schema: FeatureSchema) -> Prepared:
@@ -115,4 +117,5 @@ def prepare(recording: Recording, schema: FeatureSchema) -> Prepared:
         stretch(parts.test),
         recording.labels[whole[parts.test]],
         tuple(recording.truth[i] for i in whole[parts.test]) if recording.truth else (),
+        recording.breaks,
     )
