@@ -470,7 +470,9 @@ class AggregatorService:
     async def _keep_house(self) -> None:
         while True:
             self._metrics.set("resident_memory_bytes", value=resident_bytes())
-            self._own.look()
+            renewed = self._own.look()
+            if renewed is not None:
+                self._revocations.follow(renewed.bundle)
             self._fleet.tick(time.time())
             try:
                 publication = await asyncio.to_thread(self._registry.refresh_timestamp, time.time())
