@@ -425,9 +425,9 @@ class AggregatorService:
             log.error("release of %s: %s", task, error)
 
     def _put_out(self, publication: Publication) -> None:
-        self._follower.note(publication)
         for topic, payload in retained_messages(self._topics, publication):
             self._shell.publish(Publish(topic, payload, retain=True))
+        self._follower.note(publication)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -357,10 +358,31 @@ def test_a_release_is_revoked_on_the_command_line(site: Site, vedette: Vedette) 
     assert (ran.code, "active is 0" in ran.out) == (ExitCode.OK, True)
     assert [(r.version, r.reason) for r in site.registry.revoked("network")] == [(1, "floods alerts")]
     assert vedette(*revoke).code == ExitCode.OK, "done already"
-    ran = vedette("model", "revoke", "network", "0", "-c", site.config, "--reason", "x")
-    assert (ran.code, "no other release to go to" in ran.err) == (ExitCode.CONFIGURATION, True)
+    assert "network 1 is revoked already; active would be 0" in vedette(*revoke, "--dry-run").out
     ran = vedette("model", "revoke", "network", "7", "-c", site.config, "--reason", "x", "--sha256", "ab" * 32)
     assert (ran.code, len(site.registry.revoked("network"))) == (ExitCode.OK, 2)
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_cannot_be_revoked_is_refused_by_a_dry_run_as_well(
+    site: Site, vedette: Vedette, dry: tuple[str, ...]
+) -> None:
+    weights = site.registry.listed("network", 0)[Variant.WEIGHTS].sha256
+    before = site.registry.mark()
+    for arguments, said in (
+        (("network", "9", "--reason", "x"), "release network 9: not found"),
+        (("network", "1", "--reason", "x" * 201), "found 201 characters, expected 1 to 200"),
+        (("network", "7", "--reason", "x", "--sha256", "short"), "expected 64 hex digits"),
+        (("network", "7", "--reason", "x", "--sha256", weights), "expected only its own files"),
+        (("network", "5000", "--reason", "x", "--sha256", "ab" * 32), "far from the newest"),
+        (("nobody", "1", "--reason", "x"), "found no task 'nobody'"),
+    ):
+        ran = vedette("model", "revoke", *arguments, "-c", site.config, *dry)
+        assert (ran.code, said in " ".join(ran.err.split())) == (ExitCode.CONFIGURATION, True), arguments
+    assert site.registry.mark() == before
+    site.registry.revoke("network", 1, "floods alerts", time.time())
+    ran = vedette("model", "revoke", "network", "0", "-c", site.config, "--reason", "x", *dry)
+    assert (ran.code, "no other release to go to" in ran.err) == (ExitCode.CONFIGURATION, True)
 
 
 def test_one_person_renews_root_and_targets(site: Site, vedette: Vedette, tmp_path: Path) -> None:
