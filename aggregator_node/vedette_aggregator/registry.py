@@ -48,7 +48,6 @@ from vedette_aggregator.release_listing import (
 from vedette_aggregator.release_revocation import refuse_revoked, without_release
 from vedette_aggregator.release_source import ListedTarget
 from vedette_aggregator.withdrawn_names import WithdrawnNames
-from vedette_core.crypto.beacon import BEACON_EPOCHS
 from vedette_schemas.errors import ConfigError, RefusedError
 from vedette_schemas.model import ReleaseTarget, Variant, parse_custom
 from vedette_schemas.trust import TIMESTAMP_FILE, BeaconAnchor, RevokedRelease
@@ -380,7 +379,7 @@ class Registry:
             return self._files.beacon_chain(self.beacon_anchor).value(epoch)
 
     def renew(
-        self, offline_keys: Path, now: float, rotate: Iterable[str] = (), *, beacon_epochs: int = BEACON_EPOCHS
+        self, offline_keys: Path, now: float, rotate: Iterable[str] = (), *, beacon_epochs: int | None = None
     ) -> Publication:
         """Renew root and targets with the offline keys; see `registry_ceremony.renew`. Returns what to retain."""
         with self._files.locked():

@@ -55,6 +55,7 @@ from vedette_aggregator.round_setup import RoundParts
 from vedette_aggregator.round_state import RoundState
 from vedette_aggregator.settings import AggregatorSettings, TaskSection
 from vedette_aggregator.state_file import state_path
+from vedette_aggregator.trust_watch import TrustWatch
 from vedette_core.crypto.signing import KeyRing
 from vedette_core.learning.robust.defence import Defence
 from vedette_core.machine import Connected, Effect, Event, Publish, Tick
@@ -138,6 +139,7 @@ class AggregatorService:
         self._resume: dict[str, list[Effect]] = {}
         self._jobs = Jobs()
         self._foreign = ForeignReleases(self._registry, self._metrics)
+        self._trust = TrustWatch(self._registry, settings.tasks, self._metrics)
         self._follower = RegistryFollower(self._registry, self._put_out, self._changed_beside)
         for task in settings.tasks:
             self._add_task(task)
@@ -478,8 +480,7 @@ class AggregatorService:
                 publication = await asyncio.to_thread(self._registry.refresh_timestamp, time.time())
                 if publication:
                     self._put_out(publication)
-                expires = await asyncio.to_thread(self._registry.expires)
-                self._metrics.set("trust_expiry_timestamp_seconds", value=expires["timestamp"])
+                await asyncio.to_thread(self._trust.look, {t: m.round for t, m in self._machines.items()})
             except VedetteError as error:
                 log.error("release metadata: %s", error)
             await asyncio.sleep(HOUSEKEEPING_S)

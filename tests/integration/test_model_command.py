@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,10 @@ from vedette_aggregator.registry import Registry
 from vedette_aggregator.release_check import check_release
 from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
 from vedette_aggregator.round_settings import RoundSettings
+from vedette_aggregator.round_state import RoundKeys, RoundRecord, RoundState
 from vedette_aggregator.settings import TaskSection
 from vedette_core.learning.weights_file import WeightsFile, write_weights
+from vedette_core.runtime.storage import Database, StateStore
 from vedette_schemas.errors import RefusedError
 from vedette_schemas.model import Variant
 from vedette_schemas.round import Plan, plan_bytes
@@ -393,3 +396,25 @@ def test_one_person_renews_root_and_targets(site: Site, vedette: Vedette, tmp_pa
     assert (ran.code, "found 0 keys of role 'root'" in ran.err) == (ExitCode.CONFIGURATION, True)
     assert vedette("trust", "renew", "-c", site.config, "--offline-keys", keys, "--rotate", "root").code != 0
     assert site.registry.roles()[0].version == 2
+
+
+def test_a_chain_that_is_used_up_is_seen_and_replaced_on_the_command_line(site: Site, vedette: Vedette) -> None:
+    def shown() -> Any:
+        return json.loads(vedette("trust", "show", "-c", site.config, "--json").out)["beacon"]
+
+    assert shown() == {"epochs": 4096, "left": {}}, "it never ran"
+    number = 4096 * TASKS["network"].round.epoch_rounds + 1
+    record = RoundRecord(RoundState.INTERVAL, number, 0, 0.0, b"", 0, "", 0)
+    (site.trust.parent / "state").mkdir()
+    database = Database(site.trust.parent / "state" / "aggregator.db")
+    StateStore(database).put(RoundKeys("network").state, record.to_bytes())
+    database.close()
+    said = vedette("trust", "show", "-c", site.config).out
+    assert "beacon: 4096 epochs; 0 left for network, 4096 left for sensor" in said
+    renew = ("trust", "renew", "-c", site.config, "--offline-keys", site.trust / "root-keys", "--rotate", "beacon")
+    assert vedette(*renew).code == ExitCode.OK
+    assert shown() == {"epochs": 4096, "left": {"network": 0, "sensor": 4096}}
+    assert vedette(*renew, "--beacon-epochs", "5000").code == ExitCode.OK
+    assert shown() == {"epochs": 5000, "left": {"network": 903, "sensor": 5000}}
+    ran = vedette(*renew, "--beacon-epochs", "4096")
+    assert (ran.code, "expected 5000 to 65536" in " ".join(ran.err.split())) == (ExitCode.CONFIGURATION, True)
