@@ -89,7 +89,8 @@ class Credentials:
         # One by one: a list that cannot be used shall not keep a renewed certificate out.
         newer = [authorities and self._try(self._take_authorities)]
         # A list of an authority that has just come may have been there before it.
-        newer.append((authorities or revoked) and self._try(self._take_list))
+        there = revoked or (authorities and self._bundle.crl.exists())
+        newer.append(there and self._try(self._take_list))
         return self._try(self._take_context) and (any(newer) or any(own))
 
     def take(self, published: bytes) -> bool:

@@ -149,6 +149,18 @@ def test_a_list_that_came_before_its_authority_counts_with_it(authority: Path, b
     assert counts == {"revocations_loaded": 1, "revocations_refused": 1}
 
 
+def test_a_broker_without_a_list_takes_an_authority_as_well(authority: Path, broker_bundle: Bundle) -> None:
+    broker_bundle.crl.unlink()
+    counts: Counter[str] = Counter()
+    credentials = Credentials(broker_bundle, counts)
+    both = replace_authority(authority, time.time())
+    tell(broker_bundle, authority, *both)
+    assert credentials.refresh()
+    assert not credentials.refresh()
+    assert credentials.intermediates == tuple(both)
+    assert (credentials.revoked, counts) == (None, Counter())
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", None, "another site's"])
 def test_a_ca_crt_that_is_not_the_site_s_changes_nothing_and_keeps_nothing_else_out(
     authority: Path, broker_bundle: Bundle, tmp_path: Path, content: bytes | str | None
