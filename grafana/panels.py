@@ -389,6 +389,12 @@ FLEET: Final = (
                 ),
             ),
             Panel(
+                "Beacon epochs left",
+                "Epochs left of the chain that puts devices into groups. Without one no round can be had.",
+                "none",
+                (Query("min by (task) (vedette_beacon_epochs_left{@})", "{{task}}"),),
+            ),
+            Panel(
                 "Attestations",
                 "Evidence and check-ins by the verifier's answer: accepted, challenged, or the rule that refused.",
                 "short",

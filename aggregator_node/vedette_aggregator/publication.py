@@ -25,6 +25,7 @@ class Publication:
         files: every metadata file that is retained once this is published; goes into the index hint.
         withdrawn_metadata: metadata files that were retained and are not any more.
         withdrawn_artifacts: the same for release files, with their length in bytes.
+        follows: mark of the state that it replaced (`Registry.mark`); empty if it changed nothing.
     """
 
     metadata: Mapping[str, bytes] = field(repr=False)
@@ -32,6 +33,7 @@ class Publication:
     files: tuple[str, ...] = ()
     withdrawn_metadata: tuple[str, ...] = ()
     withdrawn_artifacts: Mapping[str, int] = field(default_factory=dict)
+    follows: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.metadata or self.artifacts)

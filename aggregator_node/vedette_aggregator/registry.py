@@ -13,6 +13,7 @@ import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +48,6 @@ from vedette_aggregator.release_listing import (
 from vedette_aggregator.release_revocation import refuse_revoked, without_release
 from vedette_aggregator.release_source import ListedTarget
 from vedette_aggregator.withdrawn_names import WithdrawnNames
-from vedette_core.crypto.beacon import BEACON_EPOCHS
 from vedette_schemas.errors import ConfigError, RefusedError
 from vedette_schemas.model import ReleaseTarget, Variant, parse_custom
 from vedette_schemas.trust import TIMESTAMP_FILE, BeaconAnchor, RevokedRelease
@@ -228,6 +228,14 @@ class Registry:
             }
             return self._commit(state, now, {task: contents}, artifacts)
 
+    def after_revocation(
+        self, task: str, version: int, reason: str, digests: Collection[str] = ()
+    ) -> tuple[bool, int | None]:
+        """Whether `revoke` would change anything, and which release would be active then; it raises what that would."""
+        role = self._role(self._files.load(), task)
+        contents = without_release(task, role, version, reason, digests)
+        return contents is not None, active_version(releases_of(role if contents is None else contents))
+
     def mark(self) -> str:
         """Another one whenever anything that is signed here changes: the digest of the timestamp file.
 
@@ -371,7 +379,7 @@ class Registry:
             return self._files.beacon_chain(self.beacon_anchor).value(epoch)
 
     def renew(
-        self, offline_keys: Path, now: float, rotate: Iterable[str] = (), *, beacon_epochs: int = BEACON_EPOCHS
+        self, offline_keys: Path, now: float, rotate: Iterable[str] = (), *, beacon_epochs: int | None = None
     ) -> Publication:
         """Renew root and targets with the offline keys; see `registry_ceremony.renew`. Returns what to retain."""
         with self._files.locked():
@@ -421,13 +429,14 @@ class Registry:
         renew_snapshot: bool = False,
     ) -> Publication:
         self._remember_withdrawn(state)
+        follows = self.mark()
         written = self._files.commit(state, now, roles, settled, renew_snapshot=renew_snapshot)
         state = self._files.load()
         self._countersigning.tidy(state)
         kept = self._countersigning.artifacts()
         kept |= {d for targets in state.roles.values() for r in releases_of(targets).values() for d in lengths_of(r)}
         self._files.prune(set(self._retained_files(state)), kept)
-        return self._publication(state, written, artifacts)
+        return replace(self._publication(state, written, artifacts), follows=follows)
 
     def _current(self, state: RepositoryState, task: str, digests: Iterable[str]) -> Publication:
         names = (f"{state.roles[task].version}.{task}.json", f"{state.snapshot.version}.snapshot.json", TIMESTAMP_FILE)

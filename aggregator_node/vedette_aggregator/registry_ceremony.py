@@ -33,7 +33,6 @@ from vedette_aggregator.registry_draft import (
     write_next,
 )
 from vedette_aggregator.registry_files import RepositoryFiles
-from vedette_core.crypto.beacon import BEACON_EPOCHS
 from vedette_core.runtime.durable import file_error, make_directory, synchronise_directory
 from vedette_schemas.errors import ConfigError
 
@@ -113,7 +112,7 @@ def renew(
     now: float,
     rotate: Collection[str] = (),
     *,
-    beacon_epochs: int = BEACON_EPOCHS,
+    beacon_epochs: int | None = None,
 ) -> None:
     """Sign a new root and new top-level targets with the offline keys, and replace online secrets if asked.
 
@@ -126,8 +125,8 @@ def renew(
         offline_keys_directory: directory with at least the threshold of root keys, and the targets key.
         now: epoch seconds.
         rotate: which of `ONLINE_SECRETS` are replaced.
-        beacon_epochs: length of a new beacon chain. Epochs count on, so that a chain that was used up needs a longer
-            one.
+        beacon_epochs: length of a new beacon chain, as long as the one before without it. Epochs count on, so that a
+            chain that was used up needs a longer one.
 
     Raises:
         ConfigError: too few offline keys, an unknown role, a number that is not usable, or the repository is damaged.

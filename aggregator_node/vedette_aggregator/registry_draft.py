@@ -156,11 +156,12 @@ def next_draft(
     now: float,
     rotate: Iterable[str] = (),
     *,
-    beacon_epochs: int = BEACON_EPOCHS,
+    beacon_epochs: int | None = None,
 ) -> Draft:
     """The root and targets that follow: with these offline keys, fresh dates, and other online secrets if asked.
 
-    New online keys are stored at once, and count once the root that names them is there.
+    New online keys are stored at once, and count once the root that names them is there. Another beacon chain is as
+    long as `beacon_epochs` says, else as the one before: epochs count on, so that a shorter one would end at once.
 
     Raises:
         ConfigError: an unknown role, or numbers that are not usable.
@@ -170,15 +171,22 @@ def next_draft(
     unknown = rotated - set(ONLINE_SECRETS)
     if unknown:
         raise ConfigError(f"keys to rotate: found {', '.join(sorted(unknown))}, expected some of {ONLINE_SECRETS}")
-    if not 1 <= beacon_epochs <= BEACON_EPOCHS_MAX:
-        raise ConfigError(f"epochs of the beacon: found {beacon_epochs}, expected 1 to {BEACON_EPOCHS_MAX}")
+    if beacon_epochs is not None and BEACON not in rotated:
+        raise ConfigError(f"epochs of the beacon: found {beacon_epochs} without rotating {BEACON!r}, expected both")
+    least = _beacon_length(before.root)
+    wanted = least if beacon_epochs is None else beacon_epochs
+    if not least <= wanted <= BEACON_EPOCHS_MAX:
+        raise ConfigError(
+            f"epochs of the beacon: found {wanted}, expected {least} to {BEACON_EPOCHS_MAX}: epochs count on, and the "
+            "chain before has that many"
+        )
     offline.check()
     root, targets = copy.deepcopy(before.root), copy.deepcopy(before.targets)
     online = online_keys(before)
     online |= {role: new_key(files.keys, role) for role in ONLINE_ROLES if role in rotated}
     _set_keys(root, targets, offline, online)
     if BEACON in rotated:
-        root.unrecognized_fields[BEACON_FIELD] = _new_beacon(files, beacon_epochs)
+        root.unrecognized_fields[BEACON_FIELD] = _new_beacon(files, wanted)
     root.version, root.expires = before.root.version + 1, expiry(now, OFFLINE_LIFETIME)
     targets.version, targets.expires = before.targets.version + 1, expiry(now, OFFLINE_LIFETIME)
     changed = _changed_roles(before, targets)
@@ -356,6 +364,14 @@ def beacon_of(root: Root) -> BeaconAnchor:
             f"the repository was made before there was one: {todo}"
         )
     return anchor
+
+
+def _beacon_length(root: Root) -> int:
+    """Epochs of the chain that a new one follows."""
+    try:
+        return max(BEACON_EPOCHS, beacon_of(root).length)
+    except ConfigError:
+        return BEACON_EPOCHS  # none, or none that can be read
 
 
 def _set_keys(root: Root, targets: Targets, offline: OfflineKeys, online: Mapping[str, SSlibKey]) -> None:

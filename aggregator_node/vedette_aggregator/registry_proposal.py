@@ -34,7 +34,6 @@ from vedette_aggregator.registry_draft import (
     write_next,
 )
 from vedette_aggregator.registry_files import RepositoryFiles, checked_size
-from vedette_core.crypto.beacon import BEACON_EPOCHS
 from vedette_core.runtime.durable import file_error, write_durable
 from vedette_schemas.errors import PeerError, RefusedError, VedetteError
 from vedette_schemas.trust import ROOT_BYTES_MAX, TARGETS_BYTES_MAX, TASKS_MAX
@@ -274,7 +273,7 @@ def propose_first(directory: Path, site: str, tasks: Sequence[str], offline: Off
 
 
 def propose_next(
-    directory: Path, offline: OfflineKeys, now: float, rotate: Sequence[str] = (), beacon_epochs: int = BEACON_EPOCHS
+    directory: Path, offline: OfflineKeys, now: float, rotate: Sequence[str] = (), beacon_epochs: int | None = None
 ) -> Proposal:
     """The proposal that renews a repository: fresh dates, these offline keys, other online secrets if asked.
 

@@ -65,7 +65,7 @@ class RegistryFollower:
     Args:
         registry: the repository.
         put_out: publishes.
-        follow: makes a task's rounds go on from the release that is active now.
+        follow: makes a task's rounds go on from the release that is active now; called again if it raised.
     """
 
     def __init__(
@@ -73,13 +73,16 @@ class RegistryFollower:
     ) -> None:
         self._registry, self._put_out, self._follow = registry, put_out, follow
         self._mark = registry.mark()
+        self._behind: set[str] = set()
         self._look_at = 0.0
 
     def note(self, publication: Publication) -> None:
-        """Remember what this process publishes itself: that is no news."""
-        timestamp = publication.metadata.get(TIMESTAMP_FILE)
-        if timestamp is not None:
-            self._mark = hashlib.sha256(timestamp).hexdigest()
+        """Remember what this process changed and published itself: that is no news.
+
+        Unless somebody else's change lies in between, which that publication does not hold in full.
+        """
+        if publication.follows == self._mark:
+            self._mark = _mark_of(publication)
 
     async def look(self) -> None:
         """Look whether something changed, every `LOOK_S` seconds at most."""
@@ -88,15 +91,23 @@ class RegistryFollower:
         self._look_at = time.monotonic() + LOOK_S
         try:
             await asyncio.to_thread(self._registry.complete, time.time())
-            if await asyncio.to_thread(self._registry.mark) == self._mark:
-                return
-            publication = await asyncio.to_thread(self._registry.retained)
-            log.info("the release repository was changed beside this process; publishing it")
-            self._put_out(publication)
-            for task in self._registry.tasks:
-                await self._follow(task)
+            if await asyncio.to_thread(self._registry.mark) != self._mark:
+                publication = await asyncio.to_thread(self._registry.retained)
+                log.info("the release repository was changed beside this process; publishing it")
+                self._put_out(publication)
+                self._mark, self._behind = _mark_of(publication), set(self._registry.tasks)
         except VedetteError as error:
             log.error("release repository: %s", error)
+        for task in sorted(self._behind):
+            try:
+                await self._follow(task)
+                self._behind.discard(task)
+            except VedetteError as error:
+                log.error("release repository: %s is to be followed again: %s", task, error)
+
+
+def _mark_of(publication: Publication) -> str:
+    return hashlib.sha256(publication.metadata[TIMESTAMP_FILE]).hexdigest()
 
 
 class ForeignReleases:

@@ -8,7 +8,7 @@ from pathlib import Path
 from vedette_core.crypto.revocation import LIST_FILE_BYTES_MAX
 from vedette_core.crypto.signing import KeyRing
 from vedette_core.machine import Publish
-from vedette_core.runtime.identity import Bundle, read_file
+from vedette_core.runtime.identity import Bundle, load_authorities, read_file
 from vedette_core.runtime.metrics import Metrics
 from vedette_core.runtime.revocation_store import RevocationStore
 from vedette_core.runtime.storage import StateStore
@@ -74,6 +74,15 @@ class RevocationWatch:
             self._metrics.inc("messages", "revoked", fault.reason if isinstance(fault, PeerError) else "unreadable")
             log.warning("%s: %s", self._file, fault)
             return False
+
+    def follow(self, bundle: Bundle) -> None:
+        """The own bundle is a newer one: lists of the authorities that it names count, also one that was refused."""
+        try:
+            self._ring.learn_authorities(load_authorities(bundle)[1])
+        except ConfigError as fault:
+            log.warning("%s; going on with the authorities that are known", fault)
+            return
+        self._read = None
 
     def publication(self) -> Publish | None:
         """The newest list as it is retained; None before the first."""

@@ -56,6 +56,7 @@ from vedette_aggregator.round_setup import RoundParts
 from vedette_aggregator.round_state import RoundState
 from vedette_aggregator.settings import AggregatorSettings, TaskSection
 from vedette_aggregator.state_file import state_path
+from vedette_aggregator.trust_watch import TrustWatch
 from vedette_core.crypto.signing import KeyRing
 from vedette_core.learning.robust.defence import Defence
 from vedette_core.machine import Connected, Effect, Event, Publish, Tick
@@ -141,6 +142,7 @@ class AggregatorService:
         self._resume: dict[str, list[Effect]] = {}
         self._jobs = Jobs()
         self._foreign = ForeignReleases(self._registry, self._metrics)
+        self._trust = TrustWatch(self._registry, settings.tasks, self._metrics)
         self._follower = RegistryFollower(self._registry, self._put_out, self._changed_beside)
         for task in settings.tasks:
             self._add_task(task)
@@ -431,9 +433,9 @@ class AggregatorService:
             log.error("release of %s: %s", task, error)
 
     def _put_out(self, publication: Publication) -> None:
-        self._follower.note(publication)
         for topic, payload in retained_messages(self._topics, publication):
             self._shell.publish(Publish(topic, payload, retain=True))
+        self._follower.note(publication)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -469,21 +471,19 @@ class AggregatorService:
                 await self._handle(task, Quarantined(self._exclusions.devices))
 
     def _publish_revocations(self) -> None:
-        publication = self._revocations.publication()
-        if publication is not None:
+        if (publication := self._revocations.publication()) is not None:
             self._shell.publish(publication)
 
     async def _keep_house(self) -> None:
         for number in itertools.count(1):
             self._metrics.set("resident_memory_bytes", value=resident_bytes())
-            self._own.look()
+            if (renewed := self._own.look()) is not None:
+                self._revocations.follow(renewed.bundle)
             self._fleet.tick(time.time())
             try:
-                publication = await asyncio.to_thread(self._registry.refresh_timestamp, time.time())
-                if publication:
+                if publication := await asyncio.to_thread(self._registry.refresh_timestamp, time.time()):
                     self._put_out(publication)
-                expires = await asyncio.to_thread(self._registry.expires)
-                self._metrics.set("trust_expiry_timestamp_seconds", value=expires["timestamp"])
+                await asyncio.to_thread(self._trust.look, {t: m.round for t, m in self._machines.items()})
             except VedetteError as error:
                 log.error("release metadata: %s", error)
             if number % SAID_AGAIN_EVERY == 0 and self._link.connected:

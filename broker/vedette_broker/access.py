@@ -9,15 +9,14 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from amqtt.contexts import Action as BrokerAction
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 
+from vedette_broker.credentials import Credentials
 from vedette_core.crypto.certificate_chain import load_certificates, verify_chain
 from vedette_core.crypto.certificates import Purpose
-from vedette_core.runtime.identity import Bundle, load_authorities
 from vedette_schemas.errors import PeerError
 from vedette_schemas.topics import Role, Topics
 
@@ -81,15 +80,11 @@ class CertificateIdentity(BaseAuthPlugin):  # type: ignore[misc]
 
         Attributes:
             site: the site that is served.
-            bundle: directory of the broker's bundle, for its ``ca.crt``.
+            credentials: know the site's authorities, also those that come while the broker runs.
         """
 
         site: str
-        bundle: str
-
-    def __init__(self, context: Any) -> None:
-        super().__init__(context)
-        self._root, self._intermediates = load_authorities(Bundle(Path(self.config.bundle)))
+        credentials: Credentials
 
     async def authenticate(self, *, session: Any) -> bool:
         """Verify the peer's certificate again, by our own rules, and remember who it is."""
@@ -105,8 +100,9 @@ class CertificateIdentity(BaseAuthPlugin):  # type: ignore[misc]
         if not presented:
             raise PeerError("found no client certificate, expected one of this site", reason="certificate")
         leaf, *_ = load_certificates(presented)
+        known: Credentials = self.config.credentials
         identity = verify_chain(
-            leaf, self._intermediates, self._root, time.time(), purpose=Purpose.TLS_CLIENT, site=self.config.site
+            leaf, known.intermediates, known.root, time.time(), purpose=Purpose.TLS_CLIENT, site=self.config.site
         )
         if session.client_id != identity.id:
             raise PeerError(

@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from vedette_broker.ca_revocation import LIST_FILE, publish_list, refresh_due
+from vedette_broker.ca_revocation import LIST_FILE, publish_list, refresh_due, status_of
 from vedette_broker.ca_store import (
     Index,
     Issued,
@@ -35,6 +35,7 @@ from vedette_broker.ca_store import (
     write_new,
     writing,
 )
+from vedette_core.crypto.certificate_chain import load_certificates
 from vedette_core.crypto.certificates import (
     MANY,
     CertificateRole,
@@ -50,7 +51,7 @@ from vedette_core.runtime.identity import Bundle, read_file, read_secret
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.topics import check_id
 
-__all__ = ["BROKER_HOSTS", "Issued", "init", "issue", "list_issued", "record", "renew", "site_of"]
+__all__ = ["BROKER_HOSTS", "Issued", "due", "init", "issue", "list_issued", "record", "renew", "site_of"]
 
 BROKER_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 """What the broker's certificate answers to unless told otherwise: loopback, where the embedded broker is."""
@@ -141,7 +142,7 @@ def renew(directory: Path, holder: str, *, now: float) -> Path:
     """Replace the certificates of a bundle that lies here: a fresh TLS key, and the signing key that it has.
 
     Whoever runs from the bundle goes on signing with the key that others know, and takes the new TLS key when it sees
-    the new files.
+    the new files. A node that runs from a copy elsewhere may still renew itself from what it has.
 
     Args:
         directory: the certificate authority's.
@@ -153,7 +154,8 @@ def renew(directory: Path, holder: str, *, now: float) -> Path:
 
     Raises:
         ConfigError: no certificate authority there, unreadable, wrong permissions, or no such bundle.
-        RefusedError: its certificates are revoked: `issue` a replacement, with fresh keys.
+        RefusedError: its certificates are revoked: `issue` a replacement, with fresh keys; or the bundle is an old
+            copy (``old-copy``): the node has newer certificates, and maybe other keys.
     """
     with writing(directory), locked(directory):
         index = read_index(directory)
@@ -169,6 +171,7 @@ def renew(directory: Path, holder: str, *, now: float) -> Path:
                 f"keys if it is to come back: `vedette ca issue {holder} --replace`",
                 rule="revoked",
             )
+        _check_newest(bundle, line)
         signing = None
         if bundle.signing_key.exists():
             try:
@@ -181,8 +184,24 @@ def renew(directory: Path, holder: str, *, now: float) -> Path:
             if not isinstance(key, ed25519.Ed25519PrivateKey):
                 raise ConfigError(f"{bundle.signing_key}: found a {type(key).__name__}, expected an Ed25519 key")
             signing = key
-        _make_bundle(directory, index, holder, CertificateRole(line.role), now, line.hosts, signing)
+        _make_bundle(directory, index, holder, CertificateRole(line.role), now, line.hosts, signing, line)
     return bundle.directory
+
+
+def due(directory: Path, *, now: float) -> tuple[Issued, ...]:
+    """Every id whose bundle lies here, is not revoked, and is past half of its life; sorted.
+
+    Raises:
+        ConfigError: no certificate authority there, or unreadable.
+    """
+    index = read_index(directory)
+    return tuple(
+        line
+        for _, line in sorted(index.issued.items())
+        if now >= (line.not_before + line.not_after) / 2
+        and (directory / "bundles" / line.id).is_dir()
+        and status_of(line, index, now) != "revoked"
+    )
 
 
 def list_issued(directory: Path) -> tuple[Issued, ...]:
@@ -204,11 +223,18 @@ def site_of(directory: Path) -> str:
     return read_index(directory).site
 
 
-def record(index: Index, line: Issued, now: float) -> None:
-    """Put a line into the index; what it replaces and has not ended is remembered, so that it can be revoked."""
+def record(index: Index, line: Issued, now: float, *, here: bool = False) -> None:
+    """Put a line into the index; what it replaces and has not ended is remembered, so that it can be revoked.
+
+    Args:
+        index: the index.
+        line: what was issued.
+        now: epoch seconds.
+        here: whether a bundle was renewed that lies here, which its holder may not know of.
+    """
     old = index.issued.get(line.id)
     if old is not None:
-        earlier = [*old.earlier, *(Leaf(serial, old.not_after) for serial in old.serials)]
+        earlier = [*old.earlier, *(Leaf(serial, old.not_after, here) for serial in old.serials)]
         line = dataclasses.replace(line, earlier=tuple(leaf for leaf in earlier if leaf.not_after > now))
     index.issued[line.id] = line
     index.forget_ended(now)
@@ -222,6 +248,7 @@ def _make_bundle(
     now: float,
     hosts: Sequence[str],
     signing: ed25519.Ed25519PrivateKey | None = None,
+    before: Issued | None = None,
 ) -> None:
     issuer, root = load_issuer(directory, now)
     if refresh_due(index, directory, now):
@@ -244,13 +271,32 @@ def _make_bundle(
         not_before=now,
         not_after=min(leaf.not_valid_after_utc.timestamp() for leaf in leaves),
         hosts=hosts,
+        serial=before.serial if before is not None else "",
     )
-    record(index, line, now)
+    record(index, line, now, here=before is not None)
     # Recorded before it exists: a certificate that nobody knows of would be worse than a line without a bundle.
     write_index(directory, index)
     if role is CertificateRole.AGGREGATOR:
         replace_file(directory / "aggregator.crt", read_file(Bundle(fresh).signing_certificate), 0o644)
     swap(fresh, directory / "bundles" / holder)
+
+
+def _check_newest(bundle: Bundle, line: Issued) -> None:
+    """Else keys that a node does not have any more, and lost for a reason, would count again."""
+    try:
+        leaf = load_certificates(read_file(bundle.tls_certificate), bundle.tls_certificate.name)[0]
+    except PeerError as fault:
+        raise ConfigError(
+            f"{bundle.tls_certificate}: {fault}; restore it, or issue a replacement: `vedette ca issue {line.id} "
+            "--replace`"
+        ) from fault
+    # What is newer than the index, and not in it, is the newest all the same: the index came from a backup.
+    if f"{leaf.serial_number:x}" not in line.renewable and leaf.not_valid_after_utc.timestamp() < line.not_after:
+        raise RefusedError(
+            f"{line.id}: found an old copy of its bundle in {bundle.directory}, expected its newest certificates: the "
+            "node renewed itself or joined again since; remove the copy",
+            rule="old-copy",
+        )
 
 
 def _check(holder: str, role: CertificateRole, hosts: Sequence[str]) -> None:

@@ -48,7 +48,7 @@ from vedette_schemas.errors import ConfigError, PeerError, RefusedError, Transie
 log = logging.getLogger("vedette.ca")
 
 EARLIER_MAX: Final = 8
-"""Leaves of one id, replaced and not ended: a node that asks for ever more would fill the revocation list."""
+"""Leaves that one node replaced and that have not ended: one that asks for ever more would fill the revocation list."""
 REASON_CHARACTERS_MAX: Final = 400
 
 _PublicKey = EllipticCurvePublicKey | Ed25519PublicKey
@@ -139,7 +139,8 @@ def renew(directory: Path, sealed: bytes, *, device: str | None = None, now: flo
     Raises:
         PeerError: malformed, not sealed by the current signing key or for another one (``key``), or its certificate
             has ended (``expired``), is revoked (``revoked``) or not ours.
-        RefusedError: the certificate is not the newest of its id: two hold the same keys, or it was replaced here.
+        RefusedError: the node itself replaced the certificate already: two hold the same keys (``superseded``); or its
+            id is not known any more.
         ConfigError: no certificate authority there, or it cannot be written.
         TransientError: the node was renewed too often of late.
     """
@@ -165,13 +166,13 @@ def renew(directory: Path, sealed: bytes, *, device: str | None = None, now: flo
             raise RefusedError(f"{sender}: found no line of it in the index, expected one", rule="unknown")
         if line.request == keys.digest:
             return _reply(directory, request.id, sender, _answered(directory, line))
-        if serial not in line.serials:
+        if serial not in line.renewable:
             raise RefusedError(
-                f"{sender}: found a certificate that was replaced already, expected the newest: if the node did not "
+                f"{sender}: found a certificate that was renewed already, expected the newest: if the node did not "
                 f"renew twice, somebody else has its keys: `vedette ca revoke {sender}`",
                 rule="superseded",
             )
-        if len([leaf for leaf in line.earlier if leaf.not_after > now]) >= EARLIER_MAX:
+        if len([e for e in line.earlier if e.not_after > now and not e.replaced_here]) >= EARLIER_MAX:
             raise TransientError(f"{sender}: found {EARLIER_MAX} replaced certificates in force; try again in a day")
         fresh, leaves = _issue(directory, index, sender, identity.role, keys, now)
         _record(directory, index, dataclasses.replace(fresh, serial=line.serial), leaves, now)

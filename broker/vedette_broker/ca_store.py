@@ -22,6 +22,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,9 +42,9 @@ from vedette_core.runtime.identity import read_file, read_secret
 from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.topics import check_id
 
-INDEX_VERSION: Final = 2
-INDEX_VERSIONS_READ: Final = frozenset({1, 2})
-"""Version 1 knew no tokens and no revocations."""
+INDEX_VERSION: Final = 3
+INDEX_VERSIONS_READ: Final = frozenset({1, 2, 3})
+"""Version 1 knew no tokens and no revocations, version 2 not who replaced a certificate."""
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -55,10 +56,12 @@ class Leaf:
     Attributes:
         serial: its serial number, in hexadecimal.
         not_after: epoch seconds at which it ends.
+        replaced_here: whether `vedette ca renew` replaced it, and not its holder.
     """
 
     serial: str
     not_after: float
+    replaced_here: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Issued:
         not_before: epoch seconds at which they were issued.
         not_after: epoch seconds at which the first of them ends.
         hosts: what the broker's certificate answers to; empty for everybody else.
-        earlier: leaves that these replaced and that have not ended.
+        earlier: leaves that these replaced and that have not ended, in the order in which they were issued.
         request: digest of the keys that they were issued for, so that the same request gets the same answer; empty for
             a bundle whose keys were made here.
         serial: hardware serial number that the node claimed when it enrolled.
@@ -87,6 +90,16 @@ class Issued:
     earlier: tuple[Leaf, ...] = ()
     request: str = ""
     serial: str = ""
+
+    @property
+    def renewable(self) -> frozenset[str]:
+        """Serial numbers of the leaves for which newer ones may be asked.
+
+        The newest, and those before them that were replaced here since their holder asked last: whoever runs from a
+        copy of them has had no answer yet.
+        """
+        copied = takewhile(lambda leaf: leaf.replaced_here, reversed(self.earlier))
+        return frozenset((*self.serials, *(leaf.serial for leaf in copied)))
 
 
 @dataclass(frozen=True, slots=True)

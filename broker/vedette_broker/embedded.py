@@ -137,7 +137,7 @@ class EmbeddedBroker:
                 "plugins": {
                     "vedette_broker.access.CertificateIdentity": {
                         "site": identity.site,
-                        "bundle": str(self.config.bundle),
+                        "credentials": credentials,
                     },
                     "vedette_broker.access.GrammarAccess": {"site": identity.site},
                 },

@@ -30,6 +30,7 @@ from vedette_broker.routes import Routes
 from vedette_broker.session import ClientSession, Outbound
 from vedette_broker.store import Kept, Store
 from vedette_schemas.codec import PAYLOAD_BYTES_MAX
+from vedette_schemas.errors import PeerError, RefusedError
 from vedette_schemas.topics import TOPIC_BYTES_MAX, Role
 
 log = logging.getLogger("vedette.broker")
@@ -159,10 +160,13 @@ class Hub(Broker):  # type: ignore[misc]
     async def authenticate(self, session: Any) -> bool:
         """Ask the authentication plugin who this connection is."""
         accepted = bool(await self._authenticate(session, None)) and IDENTITY in session.attributes
-        if accepted and self._credentials.is_revoked(session.attributes[IDENTITY].serial):
-            # The list may be newer than this connection's handshake.
-            log.warning("refused client %r: its certificate is revoked", str(session.client_id)[:80])
-            accepted = False
+        if accepted:
+            holder = session.attributes[IDENTITY]
+            try:
+                self._credentials.check(holder.serial, holder.id, time.time())
+            except (PeerError, RefusedError) as fault:
+                log.warning("refused client %r: %s", holder.id, fault)
+                accepted = False
         self.counts["connect_accepted" if accepted else "connect_refused"] += 1
         return accepted
 

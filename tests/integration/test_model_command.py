@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +23,10 @@ from vedette_aggregator.registry import Registry
 from vedette_aggregator.release_check import check_release
 from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
 from vedette_aggregator.round_settings import RoundSettings
+from vedette_aggregator.round_state import RoundKeys, RoundRecord, RoundState
 from vedette_aggregator.settings import TaskSection
 from vedette_core.learning.weights_file import WeightsFile, write_weights
+from vedette_core.runtime.storage import Database, StateStore
 from vedette_schemas.errors import RefusedError
 from vedette_schemas.model import Variant
 from vedette_schemas.round import Plan, plan_bytes
@@ -357,10 +361,31 @@ def test_a_release_is_revoked_on_the_command_line(site: Site, vedette: Vedette) 
     assert (ran.code, "active is 0" in ran.out) == (ExitCode.OK, True)
     assert [(r.version, r.reason) for r in site.registry.revoked("network")] == [(1, "floods alerts")]
     assert vedette(*revoke).code == ExitCode.OK, "done already"
-    ran = vedette("model", "revoke", "network", "0", "-c", site.config, "--reason", "x")
-    assert (ran.code, "no other release to go to" in ran.err) == (ExitCode.CONFIGURATION, True)
+    assert "network 1 is revoked already; active would be 0" in vedette(*revoke, "--dry-run").out
     ran = vedette("model", "revoke", "network", "7", "-c", site.config, "--reason", "x", "--sha256", "ab" * 32)
     assert (ran.code, len(site.registry.revoked("network"))) == (ExitCode.OK, 2)
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_cannot_be_revoked_is_refused_by_a_dry_run_as_well(
+    site: Site, vedette: Vedette, dry: tuple[str, ...]
+) -> None:
+    weights = site.registry.listed("network", 0)[Variant.WEIGHTS].sha256
+    before = site.registry.mark()
+    for arguments, said in (
+        (("network", "9", "--reason", "x"), "release network 9: not found"),
+        (("network", "1", "--reason", "x" * 201), "found 201 characters, expected 1 to 200"),
+        (("network", "7", "--reason", "x", "--sha256", "short"), "expected 64 hex digits"),
+        (("network", "7", "--reason", "x", "--sha256", weights), "expected only its own files"),
+        (("network", "5000", "--reason", "x", "--sha256", "ab" * 32), "far from the newest"),
+        (("nobody", "1", "--reason", "x"), "found no task 'nobody'"),
+    ):
+        ran = vedette("model", "revoke", *arguments, "-c", site.config, *dry)
+        assert (ran.code, said in " ".join(ran.err.split())) == (ExitCode.CONFIGURATION, True), arguments
+    assert site.registry.mark() == before
+    site.registry.revoke("network", 1, "floods alerts", time.time())
+    ran = vedette("model", "revoke", "network", "0", "-c", site.config, "--reason", "x", *dry)
+    assert (ran.code, "no other release to go to" in ran.err) == (ExitCode.CONFIGURATION, True)
 
 
 def test_one_person_renews_root_and_targets(site: Site, vedette: Vedette, tmp_path: Path) -> None:
@@ -371,3 +396,25 @@ def test_one_person_renews_root_and_targets(site: Site, vedette: Vedette, tmp_pa
     assert (ran.code, "found 0 keys of role 'root'" in ran.err) == (ExitCode.CONFIGURATION, True)
     assert vedette("trust", "renew", "-c", site.config, "--offline-keys", keys, "--rotate", "root").code != 0
     assert site.registry.roles()[0].version == 2
+
+
+def test_a_chain_that_is_used_up_is_seen_and_replaced_on_the_command_line(site: Site, vedette: Vedette) -> None:
+    def shown() -> Any:
+        return json.loads(vedette("trust", "show", "-c", site.config, "--json").out)["beacon"]
+
+    assert shown() == {"epochs": 4096, "left": {}}, "it never ran"
+    number = 4096 * TASKS["network"].round.epoch_rounds + 1
+    record = RoundRecord(RoundState.INTERVAL, number, 0, 0.0, b"", 0, "", 0)
+    (site.trust.parent / "state").mkdir()
+    database = Database(site.trust.parent / "state" / "aggregator.db")
+    StateStore(database).put(RoundKeys("network").state, record.to_bytes())
+    database.close()
+    said = vedette("trust", "show", "-c", site.config).out
+    assert "beacon: 4096 epochs; 0 left for network, 4096 left for sensor" in said
+    renew = ("trust", "renew", "-c", site.config, "--offline-keys", site.trust / "root-keys", "--rotate", "beacon")
+    assert vedette(*renew).code == ExitCode.OK
+    assert shown() == {"epochs": 4096, "left": {"network": 0, "sensor": 4096}}
+    assert vedette(*renew, "--beacon-epochs", "5000").code == ExitCode.OK
+    assert shown() == {"epochs": 5000, "left": {"network": 903, "sensor": 5000}}
+    ran = vedette(*renew, "--beacon-epochs", "4096")
+    assert (ran.code, "expected 5000 to 65536" in " ".join(ran.err.split())) == (ExitCode.CONFIGURATION, True)

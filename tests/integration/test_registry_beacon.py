@@ -66,9 +66,13 @@ def test_a_chain_that_is_used_up_is_followed_by_a_longer_one(site: Site) -> None
     device = site.device()
     device.refresh()
     verify_beacon(site.registry.beacon(last), last, anchor_of(device))
-    for wrong in (0, BEACON_EPOCHS_MAX + 1):
-        with pytest.raises(ConfigError, match=f"epochs of the beacon: found {wrong}, expected 1 to"):
+    renew(site, "beacon")
+    assert site.registry.beacon_anchor.length == 2 * BEACON_EPOCHS, "a rotation after a theft shortens nothing"
+    for wrong in (0, BEACON_EPOCHS, BEACON_EPOCHS_MAX + 1):
+        with pytest.raises(ConfigError, match=f"epochs of the beacon: found {wrong}, expected {2 * BEACON_EPOCHS} to"):
             renew(site, "beacon", beacon_epochs=wrong)
+    with pytest.raises(ConfigError, match="without rotating 'beacon'"):
+        renew(site, "release", beacon_epochs=BEACON_EPOCHS_MAX)
 
 
 def test_without_the_offline_keys_there_is_no_other_chain(site: Site, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vedette_aggregator.publication import Publication
 from vedette_aggregator.registry import Registry
 from vedette_aggregator.registry_watch import ForeignReleases, RegistryFollower
 from vedette_core.runtime.metrics import AGGREGATOR_METRICS, Metrics
+from vedette_schemas.errors import ConfigError
 from vedette_schemas.model import Variant
 from vedette_schemas.telemetry import ActiveModel, DeviceState
 
@@ -137,3 +138,78 @@ def test_what_a_command_changes_is_published_and_followed(site: Site) -> None:
     follower.note(site.publish("network", 5))  # what this process publishes itself is no news
     asyncio.run(look())
     assert len(put_out) == 1
+
+
+class Followed:
+    """A follower, with what it publishes and follows; following may be made to fail."""
+
+    def __init__(self, site: Site) -> None:
+        self.put_out: list[Publication] = []
+        self.followed: list[str] = []
+        self.broken: set[str] = set()
+        self.follower = RegistryFollower(site.registry, self.publish, self.follow)
+
+    def publish(self, publication: Publication) -> None:
+        self.put_out.append(publication)
+        self.follower.note(publication)
+
+    async def follow(self, task: str) -> None:
+        if task in self.broken:
+            raise ConfigError(f"{task}: its record cannot be written")
+        self.followed.append(task)
+
+    def look(self) -> list[str]:
+        """Look once; returns which tasks were followed."""
+        self.followed = []
+        asyncio.run(self.follower.look())
+        return self.followed
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Site:
+    site = Site(tmp_path)
+    for version in range(3):
+        for task in site.tasks:
+            site.publish(task, version)
+    return site
+
+
+def test_a_task_that_could_not_be_followed_is_followed_later_and_keeps_no_other_from_it(two: Site) -> None:
+    watch = Followed(two)
+    Registry(two.repository).revoke("network", 2, "floods alerts", START)
+    watch.broken = {"sensor"}
+    assert watch.look() == ["network"]
+    assert watch.look() == []
+    watch.broken = set()
+    assert watch.look() == ["sensor"]
+    assert watch.look() == []
+    assert len(watch.put_out) == 1, "published once"
+
+
+def test_a_change_that_this_process_publishes_over_before_it_looked_is_not_lost(two: Site) -> None:
+    watch = Followed(two)
+    Registry(two.repository).revoke("network", 2, "floods alerts", START)
+    watch.publish(two.publish("sensor", 3))
+    assert watch.look() == ["network", "sensor"]
+    two.deliver(watch.put_out[-1])
+    assert {m.task: m.version for m in two.device().refresh()} == {"network": 1, "sensor": 3}
+    assert watch.look() == []
+
+
+def test_what_changed_nothing_hides_no_change(two: Site) -> None:
+    """A call that is repeated publishes what is there: somebody else's change, too, but of one task only."""
+    watch = Followed(two)
+    Registry(two.repository).revoke("network", 2, "floods alerts", START)
+    watch.publish(two.registry.activate("sensor", 2, START))
+    assert watch.look() == ["network", "sensor"]
+
+
+def test_a_repository_that_cannot_be_read_is_read_again(two: Site) -> None:
+    watch = Followed(two)
+    Registry(two.repository).revoke("network", 2, "floods alerts", START)
+    newest = two.repository / "metadata" / "timestamp.json"
+    whole = newest.read_bytes()
+    newest.write_bytes(b"rotten")
+    assert watch.look() == []
+    newest.write_bytes(whole)
+    assert watch.look() == ["network", "sensor"]

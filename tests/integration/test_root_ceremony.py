@@ -365,3 +365,32 @@ def test_the_ceremony_on_the_command_line(tmp_path: Path, vedette: Run) -> None:
         assert vedette(*sign, tmp_path / f"{name}.pem")[0] == 0
     assert vedette("trust", "root", "publish", proposal, "--trust-dir", repository)[0] == 0
     assert Registry(repository).roles()[0].threshold == 1
+
+
+def test_people_give_the_site_a_longer_beacon_chain(tmp_path: Path, vedette: Run) -> None:
+    for name in "at":
+        assert vedette("trust", "key", "new", tmp_path / f"{name}.pem")[0] == 0
+    proposal, repository = tmp_path / "proposal.json", tmp_path / "trust"
+    assert vedette(
+        "trust", "root", "init", "--trust-dir", repository, "--site", "plant", "--task", "network",
+        "--root-key", tmp_path / "a.pem.pub", "--targets-key", tmp_path / "t.pem.pub", "--out", proposal,
+    )[0] == 0  # fmt: skip
+
+    def sign_and_publish() -> None:
+        for name in "at":
+            assert vedette("trust", "root", "sign", proposal, "--key", tmp_path / f"{name}.pem")[0] == 0
+        assert vedette("trust", "root", "publish", proposal, "--trust-dir", repository)[0] == 0
+
+    sign_and_publish()
+    rotate = ("trust", "root", "rotate", "--trust-dir", repository, "--out", proposal)
+    code, _, err = vedette(*rotate, "--beacon-epochs", "8192")
+    assert (code, "without rotating 'beacon'" in err) == (ExitCode.CONFIGURATION, True)
+    before = Registry(repository).beacon(7)
+    assert vedette(*rotate, "--rotate", "beacon", "--beacon-epochs", "8192")[0] == 0
+    assert "beacon epochs: 8192" in vedette("trust", "root", "show", proposal)[1]
+    assert Registry(repository).beacon_anchor.length == 4096, "nothing counts before it is signed"
+    sign_and_publish()
+    assert Registry(repository).beacon_anchor.length == 8192
+    assert Registry(repository).beacon(7) != before
+    assert len(Registry(repository).beacon(8192)) == 32
+    assert "beacon: 8192 epochs\n" in vedette("trust", "show", "--trust-dir", repository)[1]

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from vedette_broker import ca, ca_enrolment, ca_tokens
+from vedette_broker.ca_store import load_chain, pem, private_pem, replace_file
 from vedette_broker.ca_tokens import Invitation
-from vedette_core.crypto.certificates import CertificateRole
+from vedette_core.crypto.certificates import CertificateRole, Issuer, make_intermediate
 from vedette_core.crypto.enrolment_token import EnrolmentToken
 from vedette_core.crypto.requests import make_request
 from vedette_core.runtime.bundle_requests import (
@@ -23,7 +27,7 @@ from vedette_core.runtime.bundle_requests import (
     read_ticket,
 )
 from vedette_core.runtime.identity import NodeIdentity, load_node
-from vedette_schemas.enrolment import ENROL_TYPE, EnrolRequest
+from vedette_schemas.enrolment import ENROL_TYPE, RENEW_TYPE, EnrolRequest, RenewRequest
 from vedette_schemas.envelope import seal
 from vedette_schemas.errors import PeerError, RefusedError
 
@@ -64,6 +68,41 @@ def request_of(token: EnrolmentToken, /, signer: Any = None, **changes: Any) -> 
         "signing": make_request(Ed25519PrivateKey.generate(), number),
     }
     return seal(EnrolRequest(**{**fields, **changes}), ENROL_TYPE, token.id, signer or token.signer)
+
+
+def new_tls(number: str) -> bytes:
+    return make_request(generate_private_key(SECP256R1()), number)
+
+
+def signing_key(node: NodeIdentity) -> Ed25519PrivateKey:
+    key = load_pem_private_key(node.bundle.signing_key.read_bytes(), password=None)
+    assert isinstance(key, Ed25519PrivateKey)
+    return key
+
+
+def renewal_by(node: NodeIdentity, signer: Any = None, **changes: Any) -> bytes:
+    number = secrets.token_hex(16)
+    fields: dict[str, Any] = {
+        "id": number,
+        "device": node.id,
+        "certificate": node.certificate,
+        "tls": new_tls(number),
+        "signing": make_request(signing_key(node), number),
+    }
+    return seal(RenewRequest(**{**fields, **changes}), RENEW_TYPE, node.id, signer or node.signer)
+
+
+def replace_authority(authority: Path, now: float) -> list[x509.Certificate]:
+    """Let the root sign another online authority, which issues from now on; returns the one before and the new one."""
+    root, before = load_chain(authority)
+    root_key = load_pem_private_key((authority / "root" / "root.key").read_bytes(), None)
+    assert isinstance(root_key, ec.EllipticCurvePrivateKey)
+    key = ec.generate_private_key(ec.SECP256R1())
+    serial = x509.random_serial_number()
+    fresh = make_intermediate(Issuer(root, root_key), key.public_key(), "lab", now=now, serial=serial)
+    replace_file(authority / "online" / "ca.key", private_pem(key), 0o600)
+    replace_file(authority / "online" / "ca.crt", pem(root, fresh), 0o644)
+    return [before, fresh]
 
 
 def rule_of(act: Callable[[], object]) -> str:

@@ -84,9 +84,7 @@ def test_a_list_is_taken_up_and_an_older_one_is_not(authority: Path, caplog: pyt
     assert counts == {"revocations_loaded": 1, "revocations_refused": 3}
     said = [r.message for r in caplog.records if r.levelno == logging.ERROR]
     assert credentials.context.verify_flags & ssl.VERIFY_CRL_CHECK_LEAF
-    for text, line in zip(
-        ("found revocation list 104, expected 105", "cannot be read", "not found"), said, strict=True
-    ):
+    for text, line in zip(("found number 104, expected 105", "cannot be read", "not found"), said, strict=True):
         assert text in line
         assert "what was in force stays in force" in line
 

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ca_parts import DAY_S, HALF_S, NOW, an_authority, enrolled, invited, request_of, rule_of
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from ca_parts import (
+    DAY_S,
+    HALF_S,
+    NOW,
+    an_authority,
+    enrolled,
+    invited,
+    new_tls,
+    renewal_by,
+    request_of,
+    rule_of,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from vedette_broker import ca, ca_enrolment, ca_revocation
 from vedette_broker.ca_store import read_index
@@ -25,9 +34,7 @@ from vedette_core.runtime.bundle_requests import (
     read_ticket,
     renewal_request,
 )
-from vedette_core.runtime.identity import Bundle, NodeIdentity, load_node
-from vedette_schemas.enrolment import RENEW_TYPE, RenewRequest
-from vedette_schemas.envelope import seal
+from vedette_core.runtime.identity import Bundle, load_node
 from vedette_schemas.errors import ConfigError, RefusedError, TransientError
 
 
@@ -64,28 +71,6 @@ def test_two_who_hold_the_same_keys_are_found_out(authority: Path, tmp_path: Pat
     stolen = renewal_by(node)
     ca_enrolment.renew(authority, renewal_request(node), now=NOW + 1)
     assert rule_of(lambda: ca_enrolment.renew(authority, stolen, now=NOW + 2)) == "superseded"
-
-
-def new_tls(number: str) -> bytes:
-    return make_request(generate_private_key(SECP256R1()), number)
-
-
-def signing_key(node: NodeIdentity) -> Ed25519PrivateKey:
-    key = load_pem_private_key(node.bundle.signing_key.read_bytes(), password=None)
-    assert isinstance(key, Ed25519PrivateKey)
-    return key
-
-
-def renewal_by(node: NodeIdentity, signer: Any = None, **changes: Any) -> bytes:
-    number = secrets.token_hex(16)
-    fields: dict[str, Any] = {
-        "id": number,
-        "device": node.id,
-        "certificate": node.certificate,
-        "tls": new_tls(number),
-        "signing": make_request(signing_key(node), number),
-    }
-    return seal(RenewRequest(**{**fields, **changes}), RENEW_TYPE, node.id, signer or node.signer)
 
 
 def test_who_may_not_renew(authority: Path, tmp_path: Path) -> None:
@@ -153,24 +138,6 @@ def test_a_crash_in_the_middle_of_the_move_is_finished(
     fresh = load_node(node.bundle.directory, NOW + 1)
     assert not fresh.serials & node.serials
     assert list((node.bundle.directory / bundle_swap.STAGE).iterdir()) == []
-
-
-# -- bundles at the authority
-
-
-def test_a_bundle_at_the_authority_is_renewed_in_place(authority: Path) -> None:
-    old = load_node(ca.issue(authority, "gw-01", CertificateRole.DEVICE, now=NOW), NOW)
-    new = load_node(ca.renew(authority, "gw-01", now=NOW + HALF_S), NOW + HALF_S)
-    assert new.signer.public_key == old.signer.public_key
-    assert not new.serials & old.serials
-    ca.issue(authority, "broker", CertificateRole.BROKER, now=NOW, hosts=["broker.example"])
-    ca.renew(authority, "broker", now=NOW + 1)
-    assert read_index(authority).issued["broker"].hosts == ("broker.example",), "its names stay"
-    with pytest.raises(ConfigError, match="no bundle"):
-        ca.renew(authority, "gw-99", now=NOW)
-    ca_revocation.revoke(authority, "gw-01", RevocationReason.UNSPECIFIED, now=NOW + HALF_S)
-    with pytest.raises(RefusedError, match="revoked"):
-        ca.renew(authority, "gw-01", now=NOW + HALF_S)
 
 
 # -- revocation
@@ -283,7 +250,7 @@ def test_an_index_of_version_1_is_read(authority: Path) -> None:
     (authority / "index.json").write_text(json.dumps(old))
     (authority / "crl.pem").unlink()
     assert ca_revocation.revoke(authority, "gw-01", RevocationReason.UNSPECIFIED, now=NOW).number == 1
-    assert json.loads((authority / "index.json").read_text())["version"] == 2
+    assert json.loads((authority / "index.json").read_text())["version"] == 3
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,25 @@ def test_what_is_due_is_renewed_and_what_is_revoked_is_not(tmp_path: Path) -> No
     for name, at in (("gw-1", long_ago), ("gw-2", long_ago), ("gw-3", time.time())):
         ca.issue(authority, name, CertificateRole.DEVICE, now=at)
     run("ca", "revoke", "gw-2", "-d", str(authority))
-    renewed = run("ca", "renew", "--due", "-d", str(authority))
-    assert [Path(line.split(":")[0]).name for line in renewed.splitlines()] == ["aggregator", "broker", "gw-1"]
+    skipped, *renewed = run("ca", "renew", "--due", "-d", str(authority)).splitlines()
+    assert skipped.startswith("gw-1: skipped: a device renews itself")
+    assert [Path(line.split(":")[0]).name for line in renewed] == ["aggregator", "broker"]
+    assert run("ca", "renew", "--due", "-d", str(authority)).splitlines() == [skipped, "nothing to renew"]
+    assert run("ca", "renew", "--due", "--all", "-d", str(authority)) == f"{authority}/bundles/gw-1: renewed\n"
     assert run("ca", "renew", "--due", "-d", str(authority)) == "nothing to renew\n"
+    assert vedette("ca", "renew", "--all", "-d", str(authority)).returncode == ExitCode.USAGE
+
+
+def test_a_bundle_that_cannot_be_renewed_keeps_no_other_from_it(tmp_path: Path) -> None:
+    authority, long_ago = tmp_path / "ca", time.time() - 4 * 86_400
+    ca.init(authority, "plant-1", now=long_ago)
+    for name, role in (("aggregator", CertificateRole.AGGREGATOR), ("broker", CertificateRole.BROKER)):
+        ca.issue(authority, name, role, now=long_ago)
+    (authority / "bundles" / "aggregator" / "signing.key").write_text("nonsense")
+    done = vedette("ca", "renew", "--due", "-d", str(authority))
+    assert done.returncode == ExitCode.CONFIGURATION
+    assert "signing.key" in done.stderr
+    assert done.stdout == f"{authority}/bundles/broker: renewed\n"
     assert vedette("ca", "renew", "gw-2", "-d", str(authority)).returncode == ExitCode.CONFIGURATION
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ca_parts import an_authority, enrolled
+from ca_parts import an_authority, enrolled, replace_authority
 
 from vedette_aggregator.exclusions import Exclusions
 from vedette_aggregator.quarantine import Quarantine
@@ -160,3 +160,20 @@ def test_a_list_that_found_no_room_on_the_disk_is_written_when_it_comes_again(
     desk.bundle.crl.write_bytes(old)
     desk.start()
     assert desk.ring.revocations.number == number
+
+
+def test_lists_of_another_authority_count_once_the_own_bundle_names_it(desk: Desk) -> None:
+    desk.node("gw-01")
+    replace_authority(desk.authority, NOW)
+    number = desk.revoke("gw-01")
+    assert not desk.watch.poll(NOW)
+    assert desk.refused("signature") == 1
+    before = desk.bundle.ca.read_bytes()
+    desk.bundle.ca.write_bytes(b"nonsense")
+    desk.watch.follow(desk.bundle)
+    assert not desk.watch.poll(NOW)
+    desk.bundle.ca.write_bytes(before)
+    desk.watch.follow(Bundle(ca.renew(desk.authority, "aggregator", now=NOW + 60)))
+    assert desk.watch.poll(NOW), "the list that was refused"
+    assert desk.ring.revocations.number >= number
+    assert desk.watch.devices() == {"gw-01"}

@@ -135,24 +135,39 @@ def renew(
     ] = None,
     directory: Directory = Path("ca"),
     due: Annotated[bool, typer.Option("--due", help="Every bundle here that is past half of its life.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="With --due: also those of nodes that renew themselves.")
+    ] = False,
 ) -> None:
     """Renew bundles that lie here, in place: for the broker and the aggregator. Devices renew themselves."""
-    from vedette_broker import ca, ca_revocation
-    from vedette_broker.ca_store import read_index
+    from vedette_broker import ca
+    from vedette_core.crypto.certificates import MANY
+    from vedette_schemas.errors import ConfigError, RefusedError
 
-    now = time.time()
-    if due:
-        index = read_index(directory)
-        holders = [
-            line.id
-            for line in ca.list_issued(directory)
-            if now >= (line.not_before + line.not_after) / 2
-            and (directory / "bundles" / line.id).is_dir()
-            and ca_revocation.status_of(line, index, now) != "revoked"
-        ]
-    for holder in holders or ():
-        typer.echo(f"{ca.renew(directory, holder, now=now)}: renewed")
-    if not holders:
+    if every and not due:
+        raise typer.BadParameter("found --all without --due; expected both, or ids")
+    now, wanted = time.time(), list(holders or ())
+    for line in ca.due(directory, now=now) if due else ():
+        if line.id in wanted:
+            continue
+        if line.role in MANY and not every:
+            typer.echo(
+                f"{line.id}: skipped: a {line.role} renews itself; if it cannot, and runs from the bundle here: "
+                f"`vedette ca renew {line.id}`, or --all"
+            )
+        else:
+            wanted.append(line.id)
+    faults: list[ConfigError | RefusedError] = []
+    for holder in wanted:
+        try:
+            typer.echo(f"{ca.renew(directory, holder, now=now)}: renewed")
+        except (ConfigError, RefusedError) as fault:  # the others shall not wait until somebody mends this one
+            faults.append(fault)
+    for other in faults[1:]:
+        typer.echo(str(other), err=True)
+    if faults:
+        raise faults[0]
+    if not wanted:
         typer.echo("nothing to renew")
 
 

@@ -133,13 +133,11 @@ def revoke(
     """Revoke a release for good: devices drop it at once; if it was active, the newest older one becomes active."""
     import time
 
-    from vedette_aggregator.release_revocation import successor
-
     registry = _registry(config)
     if dry_run:
-        left = [each for each in registry.versions(task) if each != version]
-        after = successor(left, registry.active(task), version)
-        typer.echo(f"{task} {version} would be revoked; active would be {after}; nothing was changed")
+        is_news, after = registry.after_revocation(task, version, reason, sha256 or ())
+        said = "would be revoked" if is_news else "is revoked already"
+        typer.echo(f"{task} {version} {said}; active would be {after}; nothing was changed")
         return
     registry.revoke(task, version, reason, time.time(), sha256 or ())
     model_lineage.note_revoked(config, registry, task)

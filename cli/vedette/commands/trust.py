@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vedette_aggregator.registry import Registry
     from vedette_aggregator.registry_draft import OfflineKeys
     from vedette_aggregator.registry_proposal import Proposal
+    from vedette_aggregator.trust_watch import BeaconUse
 
 app = typer.Typer(help="Who may sign releases: roles and keys, the root ceremony, renewal.", no_args_is_help=True)
 key_app = typer.Typer(help="Keys that people keep.", no_args_is_help=True)
@@ -25,6 +26,9 @@ TrustDir = Annotated[Path | None, typer.Option("--trust-dir", help="The release 
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="File whose first line is the passphrase; mode 600.")
+]
+Epochs = Annotated[
+    int | None, typer.Option("--beacon-epochs", help="With --rotate beacon: a longer chain, up to 65536 epochs.")
 ]
 Passphrase = Annotated[bool, typer.Option("--passphrase", help="Ask for the passphrase.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where the proposal goes.")]
@@ -62,7 +66,7 @@ def show_key(file: Annotated[Path, typer.Argument(help="A .pub file.")]) -> None
 
 @app.command()
 def show(config: Config = None, trust_dir: TrustDir = None, as_json: Json = False) -> None:
-    """Print every role: version, threshold, keys and the days until it expires."""
+    """Print every role with its keys and the days until it expires, and how much of the beacon's chain is left."""
     registry, now = _registry(config, trust_dir), time.time()
     rows: list[dict[str, Any]] = [
         {
@@ -75,8 +79,10 @@ def show(config: Config = None, trust_dir: TrustDir = None, as_json: Json = Fals
         }
         for fact in registry.roles()
     ]
+    length, uses = _beacon(registry, config)
     if as_json:
-        typer.echo(json.dumps({"site": registry.site, "roles": rows}, indent=2))
+        beacon = {"epochs": length, "left": {use.task: use.left for use in uses}}
+        typer.echo(json.dumps({"site": registry.site, "roles": rows, "beacon": beacon}, indent=2))
         return
     from rich.console import Console
     from rich.table import Table
@@ -89,6 +95,8 @@ def show(config: Config = None, trust_dir: TrustDir = None, as_json: Json = Fals
         needed = f"{row['threshold']} of {len(row['keys'])}"
         table.add_row(row["role"], str(row["version"]), needed, keys, str(row["days_left"]), row["signed_by"])
     Console().print(table)
+    left = ", ".join(f"{use.left} left for {use.task}" for use in uses)
+    typer.echo(f"beacon: {'no chain' if length is None else f'{length} epochs'}{left and '; '}{left}")
 
 
 @app.command()
@@ -101,10 +109,11 @@ def renew(
     rotate: Annotated[
         list[str] | None, typer.Option("--rotate", help="timestamp, snapshot, release or beacon; repeat.")
     ] = None,
+    beacon_epochs: Epochs = None,
 ) -> None:
     """Renew root and targets for a year where one person has all offline keys; after a theft, rotate all four."""
     registry = _registry(config, trust_dir)
-    registry.renew(offline_keys, time.time(), rotate or ())
+    registry.renew(offline_keys, time.time(), rotate or (), beacon_epochs=beacon_epochs)
     root = registry.roles()[0]
     replaced = f"; replaced: {', '.join(rotate)}" if rotate else ""
     typer.echo(f"root {root.version} holds for {root.days_left(time.time()):.0f} days{replaced}; devices follow")
@@ -161,6 +170,7 @@ def rotate(
     rotate_online: Annotated[
         list[str] | None, typer.Option("--rotate", help="timestamp, snapshot, release or beacon; repeat.")
     ] = None,
+    beacon_epochs: Epochs = None,
 ) -> None:
     """Propose the next root: fresh dates, and whatever keys or thresholds change. Old and new keys must sign it."""
     from vedette_aggregator.ceremony_keys import read_public
@@ -177,7 +187,7 @@ def rotate(
         today.targets_threshold if targets_threshold is None else targets_threshold,
         None if no_validator else validator,
     )
-    proposal = propose_next(_directory(config, trust_dir), keys, time.time(), rotate_online or ())
+    proposal = propose_next(_directory(config, trust_dir), keys, time.time(), rotate_online or (), beacon_epochs)
     proposal.write(out)
     _say_proposal(out, proposal)
 
@@ -191,7 +201,8 @@ def show_proposal(file: Annotated[Path, typer.Argument(help="The proposal.")], a
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    for name in ("site", "fingerprint", "root_version", "targets_version", "expires", "tasks", "beacon"):
+    names = ("site", "fingerprint", "root_version", "targets_version", "expires", "tasks", "beacon", "beacon_epochs")
+    for name in names:
         typer.echo(f"{name.replace('_', ' ')}: {facts[name]}")
     for name, keys in facts["keys"].items():
         typer.echo(f"{name}: {', '.join(keys)}")
@@ -262,6 +273,24 @@ def _registry(config: Path | None, trust_dir: Path | None) -> Registry:
     return Registry(_directory(config, trust_dir))
 
 
+def _beacon(registry: Registry, config: Path | None) -> tuple[int | None, tuple[BeaconUse, ...]]:
+    """Length of the beacon's chain, and how far each task has used it: nothing before the aggregator has run."""
+    from vedette_aggregator.settings import AggregatorSettings
+    from vedette_aggregator.state_file import state_path
+    from vedette_aggregator.trust_watch import beacon_uses_of
+    from vedette_core.runtime.config import load
+    from vedette_schemas.errors import ConfigError
+
+    try:
+        length = registry.beacon_anchor.length
+    except ConfigError:
+        return None, ()
+    if config is None:
+        return length, ()
+    settings = load(AggregatorSettings, config)
+    return length, beacon_uses_of(settings, length) if state_path(settings).exists() else ()
+
+
 def _directory(config: Path | None, trust_dir: Path | None) -> Path:
     if (config is None) == (trust_dir is None):
         raise typer.BadParameter("found neither or both of --config and --trust-dir; expected one of them")
@@ -315,6 +344,7 @@ def _facts(proposal: Proposal) -> dict[str, Any]:
         "expires": root.expires.date().isoformat(),
         "tasks": sorted(roles),
         "beacon": beacon_of(root).anchor,
+        "beacon_epochs": beacon_of(root).length,
         "keys": keys,
         "releases": {task: _releases(role.signed) for task, role in sorted(proposal.roles.items())},
         "added": sorted(after - before),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ssl
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -220,14 +221,18 @@ def reload_context(context: ssl.SSLContext, bundle: Bundle) -> None:
     _load(context, bundle)
 
 
-def server_context(bundle: Bundle) -> ssl.SSLContext:
+def server_context(bundle: Bundle, authorities: Sequence[x509.Certificate] = ()) -> ssl.SSLContext:
     """TLS for a server: client certificates of the site's root are *required*, TLS 1.2 or newer.
+
+    Args:
+        bundle: the server's bundle.
+        authorities: the root and the intermediates, if not what ``ca.crt`` holds at this moment.
 
     Raises:
         ConfigError: the files do not fit together.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    return _fill(context, bundle)
+    return _fill(context, bundle, authorities)
 
 
 def read_file(path: Path, bytes_max: int = FILE_BYTES_MAX) -> bytes:
@@ -263,19 +268,22 @@ def read_secret(path: Path) -> bytes:
     return data
 
 
-def _fill(context: ssl.SSLContext, bundle: Bundle) -> ssl.SSLContext:
+def _fill(context: ssl.SSLContext, bundle: Bundle, authorities: Sequence[x509.Certificate] = ()) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT
-    return _load(context, bundle)
+    return _load(context, bundle, authorities)
 
 
-def _load(context: ssl.SSLContext, bundle: Bundle) -> ssl.SSLContext:
-    for path in (bundle.ca, bundle.tls_certificate):
+def _load(context: ssl.SSLContext, bundle: Bundle, authorities: Sequence[x509.Certificate] = ()) -> ssl.SSLContext:
+    for path in (bundle.tls_certificate,) if authorities else (bundle.ca, bundle.tls_certificate):
         read_file(path)
     read_secret(bundle.tls_key)
     try:
-        context.load_verify_locations(bundle.ca)
+        if authorities:
+            context.load_verify_locations(cadata=b"".join(map(der, authorities)))
+        else:
+            context.load_verify_locations(bundle.ca)
         context.load_cert_chain(bundle.tls_certificate, bundle.tls_key)
     except (ssl.SSLError, OSError) as fault:
         raise ConfigError(

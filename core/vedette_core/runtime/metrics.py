@@ -135,6 +135,7 @@ AGGREGATOR_METRICS: Final = _table(
     Metric("gauge", "revoked_devices", "Devices that checked in once and are revoked now"),
     Metric("gauge", "certificate_expiry_timestamp_seconds", "When the own certificate ends"),
     Metric("gauge", "trust_expiry_timestamp_seconds", "When the timestamp metadata expires"),
+    Metric("gauge", "beacon_epochs_left", "Epochs of the beacon's chain that are left; none, no round", ("task",)),
     Metric("counter", "broker_connects", "Connections made to the broker"),
     Metric("gauge", "resident_memory_bytes", "Resident memory of the process"),
 )
