@@ -15,10 +15,11 @@ from vedette_core.learning.presets import task_spec
 from vedette_core.learning.scoring import ResidualCalibration, ResidualScorer
 from vedette_core.learning.spec import dense_spec
 from vedette_device.calibrated_model import CalibratedModel
-from vedette_device.count_heads import ENSEMBLE, NETWORK, CountHeads
+from vedette_device.count_heads import CountHeads
 from vedette_device.detector import Detector, DetectorSettings
 from vedette_device.features.windows import Window
 from vedette_device.inference import NumpyBackend
+from vedette_device.scored_input import ENSEMBLE, NETWORK
 from vedette_schemas.alert import AlertModel
 from vedette_schemas.errors import PeerError, RefusedError
 
