@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -45,15 +46,16 @@ def kept_row(alert: str, evidence: Evidence | VedetteError) -> dict[str, Any]:
 
 
 def print_kept(found: Sequence[tuple[str, Evidence | VedetteError]]) -> None:
-    """Print the list, newest first: two lines an alert, so that ids can be copied and sentences read."""
+    """Print the list, newest first: some lines an alert, so that ids can be copied and sentences read."""
     console = _console()
     for alert, evidence in found:
         if isinstance(evidence, VedetteError):
-            console.print(Text.assemble((alert, "bold"), "  ", (shown(str(evidence)), "red")))
+            console.print(Text(shown(alert), style="bold"))
+            _print_below(console, str(evidence), "red")
             continue
-        times = "" if evidence.threshold <= 0 else f", {evidence.score / evidence.threshold:.1f} times the threshold"
-        console.print(Text.assemble((alert, "bold"), f"  {_clock(evidence.end_s)}  {evidence.model.task}{times}"))
-        console.print(Text(f"  {shown(summarise(evidence.entity, evidence.reasons))}"))
+        console.print(Text(alert, style="bold"))
+        _print_below(console, summarise(evidence.entity, evidence.reasons))
+        _print_below(console, f"{_clock(evidence.end_s)}, score {_score(evidence)}", "dim")
     if not found:
         console.print("no evidence of any alert is kept yet")
 
@@ -114,23 +116,17 @@ def print_explanation(explained: Explanation) -> None:
     console = _console()
     evidence = explained.evidence
     console.print(Text(evidence.alert, style="bold"))
-    length_s = evidence.end_s - evidence.start_s
-    times = "" if evidence.threshold <= 0 else f", {evidence.score / evidence.threshold:.1f} times"
-    console.print(Text(f"  {shown(summarise(evidence.entity, evidence.reasons))}"))
-    console.print(f"  {evidence.schema.use_case} window of {length_s:g} s, until {_clock(evidence.end_s)}")
-    console.print(
-        f"  score {evidence.score:.3g}{times} the threshold of {evidence.threshold:.3g}; p-value "
-        f"{evidence.p_value:.2g}, by {evidence.calibration_size} benign scores"
-        if times
-        else f"  score {evidence.score:.3g}; p-value {evidence.p_value:.2g}"
-    )
-    model = evidence.model
-    console.print(f"  scored by release {model.version} of {model.task} ({model.digest})")
+    model, length_s = evidence.model, evidence.end_s - evidence.start_s
+    _print_below(console, summarise(evidence.entity, evidence.reasons))
+    _print_below(console, f"{_clock(evidence.end_s)}, a window of {length_s:g} s")
+    known = f"p-value {evidence.p_value:.2g} by {evidence.calibration_size} benign scores"
+    _print_below(console, f"score {_score(evidence)}; {known}")
+    _print_below(console, f"scored by release {model.version} of {model.task} ({model.digest})")
     console.print()
     _print_columns(console, explained)
     console.print()
-    for line in verdict(explained):
-        console.print(Text(line))
+    for sentence in verdict(explained):
+        console.print(Text(sentence))
     console.print()
     _print_course(console, explained)
 
@@ -145,13 +141,13 @@ def verdict(explained: Explanation) -> list[str]:
     lines = {
         "agree": [f"Both agree on {first}: that is where the error is, and what raised the score. Look there first."],
         "partly": [
-            f"They agree in part: the error is largest in {first}, and {second} raised the score most; each is among",
-            "the first three of both. Look at the two.",
+            f"They agree in part: the error is largest in {first}, and {second} raised the score most; each is among "
+            f"the first three of both. Look at {first} first, and at {second} next.",
         ],
         "differ": [
-            f"They differ: the error is largest in {first}, but {second} raised the score most. The model makes each",
-            f"column out of the others: a wrong {second} spoils what it expects of an honest {first}. Look at {second}",
-            f"first, and at {first} next.",
+            f"They differ: the error is largest in {first}, but {second} raised the score most. The model makes each "
+            f"column out of all of them: a wrong {second} spoils what it expects of an honest {first}. Look at "
+            f"{second} first, and at {first} next.",
         ],
     }[explained.agreement or "differ"]
     if explained.is_rough:
@@ -192,11 +188,12 @@ def _print_columns(console: Console, explained: Explanation) -> None:
             table.add_row(Text(said, style="dim"))
     console.print(table)
     if rest:
-        console.print(Text(f"  {len(rest)} more, together {100 * sum(c.share for c in rest):.1f} %", style="dim"))
-    says = "  error: the column's exact part of the score"
+        part = 100 * sum(column.share for column in rest)
+        _print_below(console, f"{len(rest)} more columns, together {part:.1f} % of the error", "dim")
+    says = "error: the column's exact part of the score"
     if has_gradients:
         says += "; gradient: what its values added to the score, or took from it"
-    console.print(Text(says, style="dim"))
+    _print_below(console, says, "dim")
 
 
 def _chosen(columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:
@@ -208,31 +205,45 @@ def _chosen(columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:
 
 
 def _print_course(console: Console, explained: Explanation) -> None:
-    course = explained.course
+    course = _with_gaps(explained)
+    windows = explained.course
     names = explained.evidence.schema.columns
     ranked = list(explained.columns[:COURSE_COLUMNS])
     leader = explained.leading_gradient
     if leader is not None and leader not in ranked:
         ranked[-1] = leader
-    first, last = course[0].end_s, course[-1].end_s
-    head = f"{len(course)} windows, {_clock(first)} to {_clock(last, with_day=False)}"
-    console.print(Text(f"{head}; ▲ is the one that the alert rests on", style="dim"))
-    scores = [moment.score for moment in course]
-    known = [score for score in scores if score is not None]
-    rows = [("score", _spark(scores), f"{min(known):.3g} to {max(known):.3g}" if known else "not known", "")]
+    first, last = _clock(windows[0].end_s), _clock(windows[-1].end_s)
+    ends = f"{first.removesuffix(' UTC')} to {last[11:] if first[:10] == last[:10] else last}"
+    console.print(Text(f"{len(windows)} windows, {ends}; the alert rests on ▲", style="dim"))
+    known = [moment.score for moment in windows if moment.score is not None]
+    scores = [None if moment is None else moment.score for moment in course]
+    rows = [("score", _spark(scores), f"{min(known):.3g} to {max(known):.3g}")]
     for column in ranked:
-        values = [float(moment.values[names.index(column.name)]) for moment in course]
-        extent = range_text(column.name, min(values), max(values))
-        rows.append((_name(column), _spark(values), extent, f"usually {range_text(column.name, *column.usual)}"))
+        place = names.index(column.name)
+        values = [None if moment is None else float(moment.values[place]) for moment in course]
+        seen = [value for value in values if value is not None]
+        rows.append((_name(column), _spark(values), range_text(column.name, min(seen), max(seen))))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(overflow="fold")
-    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", max_width=NAME_CELLS)
+    table.add_column(overflow="fold", min_width=len(course))
     table.add_column()
-    table.add_column(style="dim")
-    for name, line, extent, usual in rows:
-        table.add_row(Text(f"  {name}"), Text(line), Text(extent), Text(usual))
-    table.add_row(Text(""), Text(_mark(course)), Text(""), Text(""))
+    for name, line, extent in rows:
+        table.add_row(Text(f"  {name}"), Text(line), Text(extent))
+    table.add_row(Text(""), Text(_mark(course)), Text(""))
     console.print(table)
+
+
+def _with_gaps(explained: Explanation) -> list[Moment | None]:
+    """The course with a gap wherever windows are missing between two that are known."""
+    length_s = explained.evidence.end_s - explained.evidence.start_s
+    found: list[Moment | None] = []
+    last_s = explained.course[0].end_s
+    for moment in explained.course:
+        if moment.end_s - last_s > 1.5 * length_s:
+            found.append(None)
+        found.append(moment)
+        last_s = moment.end_s
+    return found
 
 
 def _spark(values: Sequence[float | None]) -> str:
@@ -243,21 +254,32 @@ def _spark(values: Sequence[float | None]) -> str:
     return "".join(" " if v is None else LEVELS[round((v - low) / step) if step > 0 else 0] for v in values)
 
 
-def _mark(course: Sequence[Moment]) -> str:
-    return "".join("▲" if moment.scored else " " for moment in course)
+def _mark(course: Sequence[Moment | None]) -> str:
+    return "".join("▲" if moment is not None and moment.scored else " " for moment in course)
 
 
 def _name(column: Column) -> str:
     return shown(describe(column.name)[0])
 
 
-def _clock(event_s: float, *, with_day: bool = True) -> str:
+def _clock(event_s: float) -> str:
     text = rfc3339(event_s)
-    return f"{text[:10]} {text[11:19]} UTC" if with_day else f"{text[11:19]} UTC"
+    return f"{text[:10]} {text[11:19]} UTC"
+
+
+def _score(evidence: Evidence) -> str:
+    """``1.67, 3.2 times the threshold``."""
+    times = evidence.score / evidence.threshold if evidence.threshold > 0 else 0.0
+    return f"{evidence.score:.3g}" + (f", {times:.1f} times the threshold" if times else "")
 
 
 def _console() -> Console:
     return Console(highlight=False)
+
+
+def _print_below(console: Console, text: str, style: str = "") -> None:
+    """A paragraph that stays indented where it is broken."""
+    console.print(Padding(Text(shown(text), style=style), (0, 0, 0, 2)))
 
 
 def shown(text: str) -> str:
