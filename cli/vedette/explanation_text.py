@@ -133,11 +133,11 @@ def print_explanation(explained: Explanation) -> None:
 
 def verdict(explained: Explanation) -> list[str]:
     """What the attributions say together, in sentences."""
-    first, leader = _name(explained.leading_share), explained.leading_gradient
+    first, leader = _called(explained.leading_share), explained.leading_gradient
     if leader is None:
         why = "Gradients do not apply" if explained.method == "ensemble" else "No gradients"
         return [shown(f"{why}: {explained.missing}."), f"By its share, look at {first} first."]
-    second = _name(leader)
+    second = _called(leader)
     lines = {
         "agree": [f"Both agree on {first}: that is where the error is, and what raised the score. Look there first."],
         "partly": [
@@ -222,7 +222,7 @@ def _print_course(console: Console, explained: Explanation) -> None:
         place = names.index(column.name)
         values = [None if moment is None else float(moment.values[place]) for moment in course]
         seen = [value for value in values if value is not None]
-        rows.append((_name(column), _spark(values), range_text(column.name, min(seen), max(seen))))
+        rows.append((_called(column), _spark(values), range_text(column.name, min(seen), max(seen))))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(overflow="fold", max_width=NAME_CELLS)
     table.add_column(overflow="fold", min_width=len(course))
@@ -260,6 +260,11 @@ def _mark(course: Sequence[Moment | None]) -> str:
 
 def _name(column: Column) -> str:
     return shown(describe(column.name)[0])
+
+
+def _called(column: Column) -> str:
+    """A hashed column by the name behind it, where that is known."""
+    return _name(column) if column.behind is None else shown(column.behind.name)
 
 
 def _clock(event_s: float) -> str:

@@ -246,7 +246,11 @@ def open_kept(state_dir: Path) -> Iterator[KeptEvidence]:
         ConfigError: there is no state of a device, or it cannot be read.
     """
     path = state_dir / "device.db"
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as fault:
+        raise _unreadable(path, fault) from fault
+    if not there:
         raise ConfigError(f"{path}: found no state there, expected that of a device node that has run")
     try:
         connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5.0)
@@ -255,10 +259,14 @@ def open_kept(state_dir: Path) -> Iterator[KeptEvidence]:
         finally:
             connection.close()
     except sqlite3.Error as fault:
-        raise ConfigError(
-            f"{path}: cannot read the state database ({fault}); expected that of a device node, and the rights of the "
-            "user that it runs as"
-        ) from fault
+        raise _unreadable(path, fault) from fault
+
+
+def _unreadable(path: Path, fault: Exception) -> ConfigError:
+    return ConfigError(
+        f"{path}: cannot read the state database ({fault}); expected that of a device node, and the rights of the user "
+        "that it runs as"
+    )
 
 
 def _next(connection: sqlite3.Connection, table: str) -> int:

@@ -192,6 +192,15 @@ def test_an_alert_without_evidence_is_a_clear_error(tmp_path: Path) -> None:
         raise AssertionError
 
 
+def test_whoever_may_not_read_the_state_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", closed)
+    with pytest.raises(ConfigError, match="Permission denied.*the rights of the user"), open_kept(tmp_path):
+        raise AssertionError
+
+
 def test_reading_writes_nothing_and_a_state_from_before_has_no_evidence(tmp_path: Path) -> None:
     database = e.database(tmp_path)
     e.store(database).keep(e.evidence())

@@ -144,7 +144,9 @@ def test_where_the_ensemble_decided_its_own_shares_are_shown_and_no_gradients() 
     assert (found.method, found.agreement) == ("ensemble", None)
     assert [column.share for column in found.columns] == pytest.approx([0.8, 0.15, 0.05])
     assert [column.behind.name for column in found.columns if column.behind] == [n.name for n in named]
-    assert "Gradients do not apply: the count ensemble decided" in " ".join(explanation_text.verdict(found))
+    text = " ".join(explanation_text.verdict(found))
+    assert "Gradients do not apply: the count ensemble decided" in text
+    assert "look at process.xmrig first" in text
 
 
 def test_the_course_joins_the_input_and_the_time_before() -> None:
