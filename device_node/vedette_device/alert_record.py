@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import msgpack
 
 from vedette_device.reasons import summarise
+from vedette_device.scored_input import ScoredInput
 from vedette_schemas import alert as alerts
 from vedette_schemas.alert import Alert, AlertModel, AlertState, FeatureReason, Severity
 from vedette_schemas.errors import PeerError
@@ -36,6 +37,8 @@ RECORD_BYTES_MAX: Final = 64 * 1024
 P_VALUE_MIN: Final = 1e-300
 """The alert's p-value is > 0 by its schema."""
 STATE_FORMAT: Final = 1
+EVIDENCE_SCHEME: Final = "device:"
+"""What a reference to evidence begins with: it lies on the device, which is the only place where it ever is."""
 
 _NOT_OF_AN_ID: Final = re.compile(r"[^a-z0-9-]")
 
@@ -57,6 +60,7 @@ class ScoredWindow:
         features: columns that made the score; empty for an unremarkable window.
         model: the model that scored.
         spread: long-run standard deviation of z a window, ≥ 1; it is not stored with an alert.
+        input: what was scored, where evidence is kept; it is not stored with an alert, either.
     """
 
     entity: str
@@ -71,6 +75,7 @@ class ScoredWindow:
     features: tuple[FeatureReason, ...]
     model: AlertModel
     spread: float = 1.0
+    input: ScoredInput | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ class AlertRecord:
         reported: columns that were named.
         state: as in the last report.
         payload: the last report, JSON.
+        evidence_score: score of the window that evidence was kept of; None where none was.
     """
 
     id: str
@@ -115,6 +121,7 @@ class AlertRecord:
     reported: tuple[str, ...] = ()
     state: AlertState = AlertState.OPEN
     payload: bytes = field(default=b"", repr=False)
+    evidence_score: float | None = None
 
     @property
     def entity(self) -> str:
@@ -125,6 +132,12 @@ class AlertRecord:
     def receipt_id(self) -> str:
         """Under which the last report waits for its receipt; the same whenever it is sent again."""
         return f"{self.id}.{self.seq}"
+
+    @property
+    def lacks_evidence(self) -> bool:
+        """Whether its strongest window is at hand, and stronger than the one that evidence was kept of."""
+        kept = self.evidence_score
+        return self.strongest.input is not None and (kept is None or self.strongest.score > kept)
 
     def grown(self, window: ScoredWindow, *, magnitude: bool) -> AlertRecord:
         """With one more window that belongs to it."""
@@ -175,6 +188,7 @@ class AlertRecord:
             state=state,
             count=self.count,
             summary=summarise(window.entity, window.features),
+            evidence=None if self.evidence_score is None else evidence_reference(self.id),
         )
         return replace(
             self,
@@ -199,6 +213,7 @@ class AlertRecord:
             "reported": list(self.reported),
             "state": self.state.value,
             "payload": self.payload,
+            "evidence_score": self.evidence_score,
             "progress": [progress.average, progress.last_end_s, progress.length_s],
         }
         return bytes(msgpack.packb(plain))
@@ -216,6 +231,7 @@ class AlertRecord:
             plain = msgpack.unpackb(data)
             if plain["format"] != STATE_FORMAT:
                 raise ValueError(f"format {plain['format']!r}")
+            kept = plain.get("evidence_score")  # a record of a node from before has none
             record = cls(
                 id=str(plain["id"]),
                 seq=int(plain["seq"]),
@@ -226,9 +242,10 @@ class AlertRecord:
                 reported=tuple(str(name) for name in plain["reported"]),
                 state=AlertState(plain["state"]),
                 payload=bytes(plain["payload"]),
+                evidence_score=None if kept is None else float(kept),
             )
             average, last_end_s, length_s = (float(v) for v in plain["progress"])
-        except (msgpack.UnpackException, ValueError, TypeError, KeyError) as fault:
+        except (msgpack.UnpackException, ValueError, TypeError, KeyError, AttributeError) as fault:
             raise PeerError(
                 f"alert record: found {len(data)} bytes that are not one ({fault!r}), expected format {STATE_FORMAT}"
             ) from fault
@@ -266,6 +283,11 @@ def alert_id(device: str, detector: str, entity: str, start_s: float) -> str:
     digest = hashlib.sha256("\x00".join((device, detector, entity, repr(float(start_s)))).encode()).hexdigest()
     opened = _moment(start_s).strftime("%Y%m%d-%H%M%S")
     return f"{_NOT_OF_AN_ID.sub('-', device)[:20]}-{detector}-{opened}-{digest[:12]}"
+
+
+def evidence_reference(alert: str) -> str:
+    """How an alert names the evidence that is kept for it: on its device, under the alert's own id."""
+    return f"{EVIDENCE_SCHEME}{alert}"
 
 
 def rfc3339(event_s: float) -> str:

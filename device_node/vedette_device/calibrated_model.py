@@ -45,11 +45,13 @@ class Judgement:
         p_values: ``(n,) float64``.
         squared_ratio: ``(n, windows, columns) float32`` what each column added to the score: squared error over the
             usual squared error, or where the count ensemble speaks its squared deviations.
+        by_ensemble: ``(n,) bool`` where the count ensemble speaks.
     """
 
     scores: npt.NDArray[np.float64]
     p_values: npt.NDArray[np.float64]
     squared_ratio: Float32
+    by_ensemble: npt.NDArray[np.bool_]
 
 
 @dataclass(slots=True)
@@ -122,7 +124,7 @@ class CalibratedModel:
             known, held_out = (baseline.scalers.pooled.transformed_of(_newest(r, inputs)) for r in (training, inputs))
             heads = CountHeads.measure(known, held_out, scores)
             none = np.zeros((len(x), 1, inputs.shape[-1]), np.float32)
-            scores, _ = heads.judge(held_out, scores, none)
+            scores, _, _ = heads.judge(held_out, scores, none)
         factors = _factors(scores, entities)
         scores *= [factors.get(entity, 1.0) for entity in entities]
         rolling = RollingCalibration(scores)
@@ -181,12 +183,13 @@ class CalibratedModel:
         error = self.baseline.bound(self.backend.reconstruct(x)) - network.target(x)
         squared = np.square(error / self.residuals.scale).reshape(len(x), -1, columns)
         scores = np.sqrt(squared.mean(axis=(1, 2), dtype=np.float64))
+        by_ensemble = np.zeros(len(x), np.bool_)
         if self.heads is not None:
             pooled = self.baseline.scalers.pooled
             rows = pooled.transformed_of(inputs[:, -1]) if newest is None else pooled.transform(newest)
-            scores, squared = self.heads.judge(rows, scores, squared)
+            scores, squared, by_ensemble = self.heads.judge(rows, scores, squared)
         scores *= [self.factors.get(entity, 1.0) for entity in entities]
-        return Judgement(scores, self.rolling.current.p_values(scores), squared)
+        return Judgement(scores, self.rolling.current.p_values(scores), squared, by_ensemble)
 
     def to_state(self) -> dict[str, Any]:
         """What was measured, as plain data for msgpack; the model itself is not in it."""

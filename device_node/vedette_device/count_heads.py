@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,10 @@ import numpy.typing as npt
 from vedette_core.learning.count_ensemble import CountEnsemble, ScoreHeads
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.spec import COUNTS, NetworkSpec
+from vedette_device.scored_input import ENSEMBLE, NETWORK
 from vedette_schemas.errors import PeerError
 
 FloatRows = npt.NDArray[np.float64]
-
-NETWORK: Final = "network"
-ENSEMBLE: Final = "ensemble"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,9 @@ class CountHeads:
         usual = ScoreHeads.measure({NETWORK: network_scores, ENSEMBLE: ensemble.score(held_out)})
         return cls(ensemble, usual)
 
-    def judge(self, rows: FloatRows, network_scores: FloatRows, squared_ratio: Float32) -> tuple[FloatRows, Float32]:
+    def judge(
+        self, rows: FloatRows, network_scores: FloatRows, squared_ratio: Float32
+    ) -> tuple[FloatRows, Float32, npt.NDArray[np.bool_]]:
         """One score a row, and what each column had to do with it.
 
         Args:
@@ -62,8 +62,9 @@ class CountHeads:
             squared_ratio: ``(n, windows, columns)`` squared error of the network over the usual one.
 
         Returns:
-            ``(n,)`` scores, about 1 or less is usual; and ``(n, windows, columns)`` squared shares of the head that is
-            the further beyond its usual score: the ensemble's are all in the newest window.
+            ``(n,)`` scores, about 1 or less is usual; ``(n, windows, columns)`` squared shares of the head that is
+            the further beyond its usual score: the ensemble's are all in the newest window; and ``(n,)`` whether that
+            head is the ensemble.
         """
         deviations = self.ensemble.deviations(rows)
         by_ensemble = np.asarray(deviations.max(axis=1))
@@ -72,7 +73,7 @@ class CountHeads:
         shares = squared_ratio.copy()
         shares[leads] = 0.0
         shares[leads, -1] = np.square(deviations[leads])
-        return scores, shares
+        return scores, shares, np.asarray(leads)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for msgpack."""

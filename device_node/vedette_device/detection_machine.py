@@ -9,6 +9,7 @@ quiet    the sum of z − ½ above its limit, if asked for  open an alert, kind 
 quiet    any of these, but too many were opened an hour  count it as suppressed; try again with the next window
 open     active window (above a lower limit)             it belongs to the alert; report on a log scale of their number
 open     severity rises, or another column leads         report at once
+any      a report, its strongest window not yet kept     keep that window's evidence before the report names it
 open     calm windows in a row, or silence               close the alert
 cooling  any rule fires soon after the close             the same alert goes on: one incident, one alert
 any      a window that ends before one already seen      discard it, count it; much earlier: a new time base
@@ -26,7 +27,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Final
 
@@ -57,6 +58,19 @@ right: time starts anew. Otherwise one reading stamped with a far future would e
 class WindowScored(Event):
     """A window was scored by the armed detector."""
 
+    window: ScoredWindow
+
+
+@dataclass(frozen=True, slots=True)
+class KeepEvidence(Effect):
+    """Keep what an alert rests on, durably, before the report behind it leaves; it takes the place of what was kept.
+
+    Attributes:
+        alert: the alert's id.
+        window: its strongest window so far, with its input.
+    """
+
+    alert: str
     window: ScoredWindow
 
 
@@ -275,15 +289,16 @@ class DetectionMachine:
 
     def _report(self, track: _Track, alert: AlertRecord, state: AlertState) -> list[Effect]:
         track.calm = 0
+        effects: list[Effect] = []
+        if alert.lacks_evidence:
+            effects.append(KeepEvidence(alert.id, alert.strongest))
+            alert = replace(alert, evidence_score=alert.strongest.score)
         alert = alert.reporting(
             state, self._severity(alert), site=self._site, device=self._device, detector=self._detector
         )
         track.alert = alert
         stored = alert.to_bytes(Progress(track.average, track.last_end_s, track.length_s))
-        return [
-            Persist(self.prefix + alert.id, stored),
-            self._publication(alert),
-        ]
+        return [*effects, Persist(self.prefix + alert.id, stored), self._publication(alert)]
 
     def _close(self, track: _Track, alert: AlertRecord) -> list[Effect]:
         # The record goes last: a crash before finds it, publishes the close again, and deletes it then.

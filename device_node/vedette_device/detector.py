@@ -33,6 +33,7 @@ from vedette_device.drift_watch import DriftWatch
 from vedette_device.features.windows import Window
 from vedette_device.input_history import InputHistory, pack_windows, unpack_windows
 from vedette_device.reasons import top_reasons
+from vedette_device.scored_input import ENSEMBLE, NETWORK, ScoredInput
 from vedette_schemas.alert import AlertModel, FeatureReason
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.features import FeatureSchema
@@ -97,6 +98,8 @@ class Detector:
         self.refused: Counter[str] = Counter()
         self.p_histogram = [0] * SCORE_BUCKETS
         self.drift_watch = DriftWatch(schema)
+        self.gives_inputs = False
+        """Whether scored windows carry what was scored: where evidence of alerts is kept."""
         self._timer = timer
         self._timings_us: deque[float] = deque(maxlen=TIMINGS_KEPT)
         self._history = InputHistory(schema)
@@ -315,12 +318,11 @@ class Detector:
         judgement = active.judge(inputs, [window.entity for window, _, _ in waiting], newest)
         threshold = max(calibration.threshold(self.settings.alpha), 0.0)
         scored = []
-        for i, (window, values, _) in enumerate(waiting):
+        for i, (window, values, scaled) in enumerate(waiting):
             p_value = float(judgement.p_values[i])
             reasons: tuple[FeatureReason, ...] = ()
+            squared, usual = judgement.squared_ratio[i], self._baseline.usual_of(window.entity)
             if p_value <= REASONS_P:
-                squared = judgement.squared_ratio[i]
-                usual = self._baseline.usual_of(window.entity)
                 reasons = top_reasons(squared, values[-len(squared) :], usual, self.schema.columns)
             scored.append(
                 ScoredWindow(
@@ -336,12 +338,28 @@ class Detector:
                     features=reasons,
                     model=active.model,
                     spread=active.spread,
+                    input=self._input(active, values, scaled, squared, usual, judgement.by_ensemble[i]),
                 )
             )
         if self._timer:
             self._timings_us.append((self._timer() - started) / 1000.0 / len(waiting))
         self._remember(waiting, scored, frozen=frozen)
         return scored
+
+    def _input(
+        self,
+        active: CalibratedModel,
+        values: npt.NDArray[np.float32],
+        scaled: Float32,
+        squared: Float32,
+        usual: Float32,
+        by_ensemble: np.bool_,
+    ) -> ScoredInput | None:
+        if not self.gives_inputs:
+            return None
+        head = ENSEMBLE if by_ensemble else NETWORK
+        # A copy: an alert that stays open must not hold the errors of all entities of its tick.
+        return ScoredInput(values, scaled, squared.copy(), active.residuals.scale, usual, head)
 
     def _remember(
         self,

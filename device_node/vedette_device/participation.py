@@ -94,6 +94,7 @@ class Participation:
         cohort: what kind of device this is, in the operator's words.
         passport: the attestation result that holds now, where one is asked for.
         plain_allowed: whether an update may leave that the aggregator can read.
+        on_weights: called with each verified release that rounds start from, and its checked weights file.
     """
 
     def __init__(
@@ -110,8 +111,10 @@ class Participation:
         cohort: str = "",
         passport: Callable[[], bytes] | None = None,
         plain_allowed: bool = False,
+        on_weights: Callable[[VerifiedRelease, bytes], None] | None = None,
     ) -> None:
         self.task = pipeline.task
+        self._on_weights = on_weights
         self._pipeline, self._trust, self._training = pipeline, trust, training
         self._device, self._store, self._budget = node.id, store, budget
         self._peers = peers
@@ -170,6 +173,8 @@ class Participation:
             self._weights[weights.sha256] = await asyncio.to_thread(self._trust.download, weights, self._weights.get)
             while len(self._weights) > WEIGHTS_KEPT:
                 self._weights.popitem(last=False)
+        if self._on_weights is not None:
+            self._on_weights(release, self._weights[weights.sha256])
         packed = await asyncio.to_thread(self._trust.download, plan)
         anchor = self._trust.beacon_anchor
         await self.handle(ReleaseVerified(release.version, weights.sha256, plan.sha256, read_plan(packed), anchor))

@@ -19,11 +19,14 @@ from vedette_core.runtime.storage import StateStore
 from vedette_device.behaviour_stream import BehaviourStream
 from vedette_device.detection_machine import DetectionMachine, DetectionSettings, WindowScored
 from vedette_device.detector import Detector, DetectorSettings
+from vedette_device.evidence_keeper import EvidenceKeeper
+from vedette_device.evidence_store import EvidenceStore
 from vedette_device.features import Window
 from vedette_device.inference import LoadedModel
 from vedette_device.settings import DetectorSection, DeviceSettings
 from vedette_device.sources import SourceError
 from vedette_device.streams import open_stream
+from vedette_device.verified_release import VerifiedRelease
 from vedette_schemas.alert import AlertModel
 from vedette_schemas.errors import PeerError, RefusedError, TransientError
 from vedette_schemas.telemetry import DetectorReport
@@ -51,12 +54,20 @@ class Pipeline:
         section: the detector's table in them.
         store: where the detector's state is kept.
         metrics: the device's metrics.
+        evidence: where evidence of alerts is kept; without it, none is.
 
     Raises:
         ConfigError: the source cannot be opened.
     """
 
-    def __init__(self, settings: DeviceSettings, section: DetectorSection, store: StateStore, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: DeviceSettings,
+        section: DetectorSection,
+        store: StateStore,
+        metrics: Metrics,
+        evidence: EvidenceStore | None = None,
+    ) -> None:
         self.task = section.task
         self._section, self._store, self._metrics = section, store, metrics
         self._position = store.get(f"source/{section.task}")
@@ -66,6 +77,8 @@ class Pipeline:
         self._names = self._stream.names if isinstance(self._stream, BehaviourStream) else None
         self.detector = self._restore_detector()
         self._restore_names()
+        self._evidence = None if evidence is None else EvidenceKeeper(evidence, metrics, self.task, self.schema)
+        self.detector.gives_inputs = evidence is not None and evidence.enabled
         self.machine = DetectionMachine(
             settings.site,
             settings.device,
@@ -139,6 +152,12 @@ class Pipeline:
         if version != self._version:
             raise RefusedError(f"found scores of release {version}, expected {self._version}", rule="version")
         self.detector.begin_cold(ScoreSketch.from_bytes(sketch))
+
+    def keep_weights(self, release: VerifiedRelease, data: bytes) -> None:
+        """Keep the weights file of a verified release, to explain by what its artifacts score."""
+        if self._evidence is not None:
+            model = self.detector.model
+            self._evidence.keep_weights(release, data, "" if model is None else model.digest)
 
     def uninstall(self) -> None:
         """Score nothing until another model is installed."""
@@ -290,9 +309,13 @@ class Pipeline:
         self._last_scored_s = scored[-1].end_s
         self._metrics.inc("windows_scored", self.task, by=len(scored))
         self._metrics.observe("score_seconds", self.task, value=(time.perf_counter() - started) / len(scored))
+        if self._evidence is not None:
+            self._evidence.observe(scored)
         for window in scored:
-            effects = self.machine.handle(WindowScored(window), time.time())
+            effects: Sequence[Effect] = self.machine.handle(WindowScored(window), time.time())
             self._count_alerts(effects)
+            if self._evidence is not None:
+                effects = self._evidence.carry_out(effects)
             await carry_out(effects)
         if self.on_scored is not None:
             self.on_scored(len(scored))

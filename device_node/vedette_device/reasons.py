@@ -125,12 +125,28 @@ def summarise(entity: str, reasons: Sequence[FeatureReason]) -> str:
 
 def clause(reason: FeatureReason) -> str:
     """One reason in words: ``pressure 12.4 kPa (usual 15.0–21.3 kPa)``."""
-    words, unit = describe(reason.name)
-    factor = 100.0 if unit == "%" and reason.name in _WORDS else 1.0
-    value, low, high = (_number(factor * v) for v in (reason.value, *reason.usual))
-    behind = "" if not unit else f" {unit}"
-    usual = f"{low}{behind}" if low == high else f"{low} to {high}{behind}" if "-" in low else f"{low}–{high}{behind}"
-    return f"{words} {value}{behind} (usual {usual})"
+    words, _ = describe(reason.name)
+    return f"{words} {value_text(reason.name, reason.value)} (usual {range_text(reason.name, *reason.usual)})"
+
+
+def value_text(column: str, value: float) -> str:
+    """A column's value with its unit: ``12.4 kPa``."""
+    factor, behind = _scale(column)
+    return f"{_number(factor * value)}{behind}"
+
+
+def range_text(column: str, low: float, high: float) -> str:
+    """A column's range with its unit: ``15.0–21.3 kPa``, ``-2 to 3``, or one value where both ends are the same."""
+    factor, behind = _scale(column)
+    first, last = _number(factor * low), _number(factor * high)
+    if first == last:
+        return f"{first}{behind}"
+    return f"{first} to {last}{behind}" if "-" in first else f"{first}–{last}{behind}"
+
+
+def _scale(column: str) -> tuple[float, str]:
+    _, unit = describe(column)
+    return (100.0 if unit == "%" and column in _WORDS else 1.0), (f" {unit}" if unit else "")
 
 
 def describe(column: str) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage, Will
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, Outbox, OutboxMessage, StateStore
 from vedette_core.secagg.committee import CloseReceived, OpeningReceived
+from vedette_device import evidence_store
 from vedette_device.artifact_download import How
 from vedette_device.attestation_session import AttestationSession
 from vedette_device.budget_book import BudgetBook
@@ -106,11 +107,12 @@ class DeviceService:
         self._topics = Topics(settings.site)
         self._session, self._seq, self._state_seq = secrets.token_hex(8), 0, 0
         self._metrics = Metrics(DEVICE_METRICS)
-        self._database = Database(settings.state_dir / "device.db")
+        self._database = Database(settings.state_dir / "device.db", evidence_store.TABLES)
         self._store = StateStore(self._database)
         outbox = Outbox(self._database, messages_max=settings.spool.messages_max, bytes_max=settings.spool.bytes_max)
         self._outbox = outbox
-        self._pipelines = {s.task: Pipeline(settings, s, self._store, self._metrics) for s in sections}
+        kept = evidence_store.EvidenceStore(self._database, settings.evidence)
+        self._pipelines = {s.task: Pipeline(settings, s, self._store, self._metrics, kept) for s in sections}
         self._peers = ring = key_ring(self._node.bundle, settings.site)
         learn_aggregator(ring, self._node.bundle, time.time())
         self._intake = Intake(self._topics, self._node.id, AGGREGATOR_ID, self._pipelines, ring)
@@ -271,6 +273,7 @@ class DeviceService:
                 cohort=learning.cohort,
                 passport=None if self._attestation is None else self._attestation.passport,
                 plain_allowed=self._plain_allowed,
+                on_weights=pipeline.keep_weights,
             )
             pipeline.on_collected = partial(self._announce_rows, task)
         for updates in self._updates.values():

@@ -42,6 +42,18 @@ class SpoolSection(Section):
     resend_s: Annotated[float, Field(ge=0.5, le=3600)] = 30.0
 
 
+class EvidenceSection(Section):
+    """What is kept of the newest alerts, so that ``vedette device explain`` can tell why they were raised.
+
+    Attributes:
+        alerts_max: most alerts; past it the oldest goes; 0 keeps nothing.
+        bytes_max: most bytes of all of them; an alert's are some 7 kB (network) to 20 kB.
+    """
+
+    alerts_max: Annotated[int, Field(ge=0, le=100_000)] = 200
+    bytes_max: Annotated[int, Field(ge=65_536, le=1 << 30)] = 2 * 1024 * 1024
+
+
 class ParticipationSection(Section):
     """What this device lets learning cost; see `vedette_device.participation_budget.ParticipationLimits`.
 
@@ -395,6 +407,7 @@ class DeviceSettings(Settings):
     broker: BrokerSection = BrokerSection()
     participation: ParticipationSection = ParticipationSection()
     spool: SpoolSection = SpoolSection()
+    evidence: EvidenceSection = EvidenceSection()
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
     policy: PolicySection = PolicySection()

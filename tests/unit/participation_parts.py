@@ -131,6 +131,7 @@ class World:
         self.store, self.plan = store, plan or a_plan()
         self.detector, self.trust = Detector(rows), Trust()
         self.effects: list[Effect] = []
+        self.weights_seen: list[tuple[int, bytes]] = []
         self.before_write = asyncio.Event()
         self.go_on: asyncio.Event | None = None
         node = SITE.node(ME)
@@ -149,6 +150,7 @@ class World:
             budget=BudgetBook(store, limits, 3.0, Path("/nonexistent")),
             cohort="line-a",
             plain_allowed=True,
+            on_weights=lambda release, data: self.weights_seen.append((release.version, data)),
         )
         self.version, self.model = 0, ""
 

@@ -15,10 +15,11 @@ from vedette_core.learning.presets import task_spec
 from vedette_core.learning.scoring import ResidualCalibration, ResidualScorer
 from vedette_core.learning.spec import dense_spec
 from vedette_device.calibrated_model import CalibratedModel
-from vedette_device.count_heads import ENSEMBLE, NETWORK, CountHeads
+from vedette_device.count_heads import CountHeads
 from vedette_device.detector import Detector, DetectorSettings
 from vedette_device.features.windows import Window
 from vedette_device.inference import NumpyBackend
+from vedette_device.scored_input import ENSEMBLE, NETWORK
 from vedette_schemas.alert import AlertModel
 from vedette_schemas.errors import PeerError, RefusedError
 
@@ -74,6 +75,30 @@ def test_a_new_name_is_seen_and_is_the_reason(detector: Detector) -> None:
     (first, *_) = alarming.features
     assert first.name == HASHER.columns[HASHER.place("process.xmrig")[0]]
     assert first.share > 0.5
+
+
+def test_the_input_says_which_head_decided(detector: Detector) -> None:
+    detector.gives_inputs = True
+    model, rng = active(detector), np.random.default_rng(6)
+    jump, together = b.minute(rng) | {"process.xmrig": 40}, b.minute(rng)
+    seeing, model.residuals = (
+        model.residuals,
+        ResidualCalibration(model.residuals.scale * np.float32(1e6), model.residuals.rows),
+    )
+    by_ensemble, *_ = detector.feed([window(900, jump)])
+    model.residuals = seeing
+    assert model.heads is not None
+    assert by_ensemble.input is not None
+    assert by_ensemble.input.head == ENSEMBLE
+    # An ensemble to which everything is usual leaves the word to the network.
+    usual = replace(model.heads.usual, usual={**model.heads.usual.usual, ENSEMBLE: 1e9})
+    model.heads = replace(model.heads, usual=usual)
+    by_network, *_ = detector.feed([window(901, together)])
+    assert by_network.input is not None
+    assert by_network.input.head == NETWORK
+    assert by_network.score == pytest.approx(
+        np.sqrt(by_network.input.squared_ratio.mean()) / usual.usual[NETWORK], rel=1e-5
+    )
 
 
 def test_what_is_beyond_the_clip_still_counts(detector: Detector) -> None:

@@ -105,6 +105,25 @@ def test_phases_follow_each_other() -> None:
     assert detector.phase == "armed"
 
 
+def test_what_was_scored_goes_with_the_score_only_where_it_is_asked_for(armed: Detector) -> None:
+    forged = rows(510)[503:]
+    forged[-1, 1] += 3.0
+    stream = windows(forged, first=503)
+    (before, *_) = fed(armed, stream[:-1])
+    assert before.input is None
+    armed.gives_inputs = True
+    (scored,) = fed(armed, stream[-1:])
+    given = scored.input
+    assert given is not None
+    assert given.values == pytest.approx(forged[-SENSOR.history :])
+    assert given.squared_ratio.shape == SENSOR.input_shape
+    assert np.sqrt(given.squared_ratio.mean()) == pytest.approx(scored.score, rel=1e-5)
+    assert given.squared_ratio.base is None, "a view would hold the errors of all entities of the tick"
+    assert given.squared_ratio.sum(axis=0).argmax() == 1
+    share = float(given.squared_ratio[:, 1].sum() / given.squared_ratio.sum())
+    assert scored.features[0].share == pytest.approx(share, abs=5e-4)
+
+
 def test_a_model_that_comes_early_is_armed_when_the_calibration_is_complete(
     collected: tuple[dict[str, object], NumpyBackend],
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -99,6 +100,18 @@ def test_a_masked_contribution_has_boxes_for_everybody(store: PickyStore) -> Non
 
     body = upload_body(uploads(asyncio.run(scenario()).effects)[0])
     assert (len(body.boxes), len(body.commitments)) == (8, 8)
+
+
+def test_weights_are_handed_on_with_their_release_and_fetched_once(store: PickyStore) -> None:
+    async def scenario() -> None:
+        world = await World(store).begin()
+        await world.release(0)
+        await world.release(1)
+        assert [version for version, _ in world.weights_seen] == [0, 0, 1]
+        assert hashlib.sha256(world.weights_seen[-1][1]).hexdigest() == world.model
+        assert sum(path.endswith("/weights") for path in world.trust.downloads) == 2
+
+    asyncio.run(scenario())
 
 
 def test_keys_are_never_the_same() -> None:

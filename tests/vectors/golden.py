@@ -275,6 +275,7 @@ class Good:
 def good() -> list[Good]:
     return [
         Good("alert", an_alert(), "json", SITE.alert(DEVICE)),
+        Good("alert with evidence", an_alert(evidence="device:al-gw-01-000001"), "json", SITE.alert(DEVICE)),
         Good(
             "alert closed",
             an_alert(seq=3, state=alert.AlertState.CLOSED, count=9, features=()),

@@ -168,6 +168,14 @@ def bad() -> list[Bad]:
             _with(plan(), dimension=rounds.DIMENSION_MAX + 1), "schema", "dimension"),
         # JSON.
         Bad("alert cut short", alert.Alert, "json", alert.encode(an_alert())[:-1], "encoding", "not JSON"),
+        Bad(
+            "alert whose evidence is too long",
+            alert.Alert,
+            "json",
+            _json(b'"count":1,', b'"count":1,"evidence":"%b",' % (b"e" * 101)),
+            "schema",
+            "evidence: String should have at most 100",
+        ),
         Bad("alert of 1,025 bytes", alert.Alert, "json", alert.encode(an_alert()).ljust(1025), "limit", "at most 1024"),
         Bad("alert of version 2", alert.Alert, "json", _json(b'"v":1', b'"v":2'), "schema", "v: Input should be 1"),
         Bad("alert with NaN", alert.Alert, "json", _json(b'"score":41.5', b'"score":NaN'), "encoding", "NaN"),
