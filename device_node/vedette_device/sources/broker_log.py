@@ -98,7 +98,7 @@ def session_line(program: str, text: str) -> SessionLine | None:
 
 
 def _of_client(event: SessionEvent, client: str) -> SessionLine:
-    """An event of a session; what ends a connection that no session was given refuses it."""
+    """An event of a session; a connection that ends without having had one counts as refused."""
     if not client or event is SessionEvent.REFUSED:
         return SessionLine(SessionEvent.REFUSED)
     return SessionLine(event, client)
@@ -123,9 +123,7 @@ _MOSQUITTO: Final = re.compile(
     r"(?:(?P<time>[\w ,./:+\[\]()-]{1,48}?): )?(?P<said>(?:New client connected from |Client ).*)", re.DOTALL
 )
 _CLOCK: Final = re.compile(r"\d[./:-]\d|\d{9}")
-_NEW_CLIENT: Final = re.compile(
-    r"New client connected from \S+ as (.*?)(?: \(p\d, c\d, k\d{1,5}(?:, u'.*')?\)\.)?", re.DOTALL
-)
+_NEW_CLIENT: Final = re.compile(r"New client connected from \S+ as ")
 _NO_CLIENT: Final = re.compile(r"Client connection from \S+ (?:failed: |denied)")
 _MOSQUITTO_ENDS: Final = (
     (" already connected, closing old connection.", SessionEvent.TAKEN_OVER),
@@ -146,8 +144,11 @@ _NOBODY: Final = "<unknown>"
 def _mosquitto(said: str) -> SessionLine | None:
     said = said.rstrip()
     if said.startswith("New "):
-        match = _NEW_CLIENT.fullmatch(said)
-        return None if match is None else SessionLine(SessionEvent.OPENED, match[1])
+        match = _NEW_CLIENT.match(said)
+        if match is None:
+            return None
+        client, found, _ = said[match.end() :].rpartition(" (p")
+        return SessionLine(SessionEvent.OPENED, client if found else said[match.end() :])
     if _NO_CLIENT.match(said):
         return SessionLine(SessionEvent.REFUSED)
     said = said.removeprefix("Client ")
