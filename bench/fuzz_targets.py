@@ -33,6 +33,7 @@ from vedette_device.sources import (
     SourceError,
     TopicDecoder,
 )
+from vedette_device.sources.broker_log import CLIENTS, SessionEvent
 from vedette_device.sources.dissect import dissect
 from vedette_device.sources.flow_log import PARSERS
 from vedette_device.sources.link import LINK_TYPES
@@ -210,6 +211,15 @@ LOG_LINES: Final = (
     b'{"MESSAGE":"Started session 4","SYSLOG_IDENTIFIER":"systemd","PRIORITY":"6"}\n'
     b"2023-11-14T22:13:21+00:00 gw app[7]: level=info took=12ms\n"
 )
+BROKER_LINES: Final = (
+    b"1700000000: New client connected from 192.0.2.7:39084 as dev-a (p2, c1, k60, u'dev-a').\n"
+    b"2023-11-14T22:13:20: Client dev-a disconnected: Protocol error.\n"
+    b"Nov 14 22:13:20 gw mosquitto[812]: 1700000000: Client <unknown> disconnected, not authorised.\n"
+    b"22:13:20 info    vedette.broker: session taken over: dev-a: by a newer connection\n"
+    b'{"time": "t", "level": "info", "logger": "vedette.broker", "message": "session opened: dev-a"}\n'
+    b'[812] 2023/11/14 22:13:20.883760 [DBG] 192.0.2.7:59466 - mid:5 - "dev-a" - Client connection closed: Read Error\n'
+    b"[812] 2023/11/14 22:13:20.883760 [ERR] 192.0.2.7:57800 - mid:4 - TLS handshake error: EOF\n"
+)
 CHANNELS: Final = ("level", "flow")
 CSV: Final = b'time_s,level,flow\n0.0,1.5,2\n1.0,"1.25",-3e2\n2.5,0x,1\n3.0,1e3,4\n'
 CSV_ISO: Final = b"time_s,level,flow\n2023-11-14T22:13:20Z,1.5,2\n2023-11-14 22:13:21.5,1.25,3\n2023-11-14,1,2\n"
@@ -276,11 +286,16 @@ def _log_lines_target(_: Path) -> Target:
         for line in data.split(b"\n"):
             counter.push(line)
         counts = counter.take()
-        if len(counts) > PLACES + 2:
-            raise AssertionError(f"{len(counts)} kinds of lines")
+        events = sum(counts.get(event.value, 0) for event in SessionEvent)
+        if len(counts) > PLACES + 2 + len(SessionEvent) + 1 or counts.get(CLIENTS, 0) > events:
+            raise AssertionError(f"{len(counts)} kinds of lines, {events} of sessions")
+        kinds = sum(count for name, count in counts.items() if name.startswith("log_kind_"))
+        if kinds + events != counts["log_lines"]:
+            raise AssertionError(f"{counts['log_lines']} lines, {kinds} of kinds, {events} of sessions")
         return bool(NamedCounts(0.0, 1.0, counts).counts)
 
-    return Target((LOG_LINES, *LOG_LINES.splitlines(keepends=True)), run)
+    lines = LOG_LINES + BROKER_LINES
+    return Target((lines, *lines.splitlines(keepends=True)), run)
 
 
 # -- sensors ----------------------------------------------------------------------------------------------------------

@@ -285,8 +285,8 @@ class _Writer:
 class _Hub:
     """A broker that lets everyone in and counts what they say."""
 
-    def __init__(self, make_session: Callable[..., Any]) -> None:
-        self._make, self.heard = make_session, 0
+    def __init__(self, make_session: Callable[..., Any], session_log: Any) -> None:
+        self._make, self.session_log, self.heard = make_session, session_log, 0
         self.counts: Counter[str] = Counter()
 
     async def authenticate(self, session: Any) -> bool:
@@ -335,11 +335,12 @@ def mqtt_target(_: Path) -> Target:
     """What a client may send to the embedded broker, from CONNECT on; needs amqtt."""
     from vedette_broker.connection import Connection
     from vedette_broker.session import ClientSession
+    from vedette_broker.session_log import SessionLog
 
     loop = asyncio.new_event_loop()
 
     async def serve(data: bytes) -> bool:
-        hub, reader = _Hub(ClientSession), asyncio.StreamReader()
+        hub, reader = _Hub(ClientSession, SessionLog()), asyncio.StreamReader()
         reader.feed_data(data)
         reader.feed_eof()
         stubs: tuple[Any, Any] = hub, _Writer()

@@ -5,7 +5,6 @@ The identity comes from the verified client certificate of *this* connection and
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from vedette_core.crypto.certificates import Purpose
 from vedette_schemas.errors import PeerError
 from vedette_schemas.topics import Role, Topics
 
-log = logging.getLogger("vedette.broker")
-
 IDENTITY: Final = "vedette.identity"
 """Key of the session attribute that holds the verified `Holder`."""
+REFUSAL: Final = "vedette.refusal"
+"""Key of the session attribute that says why there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ class CertificateIdentity(BaseAuthPlugin):  # type: ignore[misc]
         try:
             session.attributes[IDENTITY] = self._identify(session)
         except PeerError as error:
-            log.warning("refused client %r: %s", str(session.client_id)[:80], error)
+            session.attributes[REFUSAL] = str(error)
             return False
         return True
 

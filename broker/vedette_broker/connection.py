@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +28,11 @@ from vedette_broker.limits import (
     UNCONFIRMED_MAX,
 )
 from vedette_broker.session import ClientSession, Outbound
+from vedette_broker.session_log import SessionEvent
 from vedette_schemas.errors import PeerError, TransientError
 
 if TYPE_CHECKING:
     from vedette_broker.hub import Hub
-
-log = logging.getLogger("vedette.broker")
 
 
 class Connection:
@@ -58,7 +56,7 @@ class Connection:
         identified: Callable[[], None] = lambda: None,
     ) -> None:
         self._hub, self._reader, self._writer = hub, reader, writer
-        self._cut: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._cut: asyncio.Future[tuple[SessionEvent, str]] = asyncio.get_running_loop().create_future()
         self._keepalive_s: float = KEEPALIVE_MAX_S
         self._talking = False
         self._turn_ends = 0.0
@@ -68,10 +66,15 @@ class Connection:
         self._confirming = False
         self.finished = asyncio.Event()
 
-    def cut(self, reason: str) -> None:
-        """End the connection; its will is published unless the broker stops."""
+    def cut(self, reason: str, event: SessionEvent) -> None:
+        """End the connection; its will is published unless the broker stops.
+
+        Args:
+            reason: for people.
+            event: what that is for its session, if there is one.
+        """
         if not self._cut.done():
-            self._cut.set_result(reason)
+            self._cut.set_result((event, reason))
         if not self._talking:
             self._writer.transport.abort()
 
@@ -90,9 +93,9 @@ class Connection:
             await self._talk(state, session)
         except PeerError as error:
             self._hub.counts["packets_malformed"] += 1
-            log.debug("connection ended: %s", error)
+            self._hub.session_log.say(SessionEvent.REFUSED, peer(self._writer), str(error))
         except (OSError, TransientError, EOFError) as error:
-            log.debug("connection ended: %r", error)
+            self._hub.session_log.say(SessionEvent.REFUSED, peer(self._writer), repr(error))
         finally:
             if state is not None:
                 self._hub.detach(self, state)
@@ -100,23 +103,26 @@ class Connection:
             self.finished.set()
 
     async def _talk(self, state: ClientSession, session: Any) -> None:
-        self._talking, reason = True, ""
+        self._talking, event, reason = True, SessionEvent.LOST, ""
+        self._hub.session_log.say(SessionEvent.OPENED, state.id)
         tasks = [asyncio.create_task(work) for work in (self._read(state), self._send(state), self._confirm())]
         waited: list[asyncio.Future[Any]] = [*tasks, self._cut]
         try:
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if self._cut.done():
-                reason = self._cut.result()
+                event, reason = self._cut.result()
         finally:
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
         if results[0] is True:
+            self._hub.session_log.say(SessionEvent.ENDED, state.id)
             return
         fault = next((r for r in results if isinstance(r, Exception)), None)
         if isinstance(fault, PeerError):
             self._hub.counts["packets_malformed"] += 1
-        log.info("%s: connection ended: %s", state.id, repr(fault) if fault is not None else reason)
+            event = SessionEvent.REFUSED
+        self._hub.session_log.say(event, state.id, repr(fault) if fault is not None else reason)
         self._hub.detach(self, state)
         await self._hub.publish_will(session)
 
@@ -265,3 +271,9 @@ class Connection:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await self.finished.wait()
+
+
+def peer(writer: asyncio.StreamWriter) -> str:
+    """Address of a connection that has no name yet."""
+    name = writer.get_extra_info("peername")
+    return str(name[0]) if name else "unknown"

@@ -19,8 +19,8 @@ from amqtt.contexts import Action as BrokerAction
 from amqtt.session import Session
 
 from vedette_broker import packets
-from vedette_broker.access import IDENTITY, Access, Holder
-from vedette_broker.connection import Connection
+from vedette_broker.access import IDENTITY, REFUSAL, Access, Holder
+from vedette_broker.connection import Connection, peer
 from vedette_broker.credentials import Credentials
 from vedette_broker.journal import Journal, Written
 from vedette_broker.limits import COMPLAINTS_MAX, CONNECTIONS_MAX, FILTERS_MAX, WATCH_S
@@ -28,6 +28,7 @@ from vedette_broker.listener import Listener
 from vedette_broker.retained import Retained
 from vedette_broker.routes import Routes
 from vedette_broker.session import ClientSession, Outbound
+from vedette_broker.session_log import SessionEvent, SessionLog
 from vedette_broker.store import Kept, Store
 from vedette_schemas.codec import PAYLOAD_BYTES_MAX
 from vedette_schemas.errors import PeerError, RefusedError
@@ -53,6 +54,9 @@ class Hub(Broker):  # type: ignore[misc]
         access: who may say and hear what.
         store: what survives a restart; None keeps everything in RAM.
         counts: what happened.
+
+    Attributes:
+        session_log: where what becomes of sessions is logged.
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class Hub(Broker):  # type: ignore[misc]
     ) -> None:
         super().__init__(config, loop=asyncio.get_running_loop())
         self._listening, self._credentials, self._access = listening, credentials, access
-        self.counts = counts
+        self.counts, self.session_log = counts, SessionLog()
         self._clients: dict[str, ClientSession] = {}
         self._connections: set[Connection] = set()
         self._admission: dict[str, asyncio.Lock] = {}
@@ -100,11 +104,12 @@ class Hub(Broker):  # type: ignore[misc]
 
     async def _create_server_instance(self, *_: Any) -> Listener:
         self._watching = asyncio.create_task(self._watch(), name="broker-watch")
-        return Listener(self._listening, self._serve, lambda: self._credentials.context, self.counts)
+        return Listener(self._listening, self._serve, lambda: self._credentials.context, self.counts, self.session_log)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, identified: Any) -> None:
         if self._closing or len(self._connections) >= CONNECTIONS_MAX:
             self.counts["connect_refused"] += 1
+            self.session_log.say(SessionEvent.REFUSED, peer(writer), "too many connections")
             writer.write(packets.connack(packets.UNAVAILABLE))
             writer.close()
             return
@@ -118,12 +123,13 @@ class Hub(Broker):  # type: ignore[misc]
     async def shutdown(self) -> None:
         """Stop: no new connections, cut the others without their wills, write what must survive."""
         self._closing = True
+        self.session_log.close()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
         connections = list(self._connections)
         for connection in connections:
-            connection.cut("broker stops")
+            connection.cut("broker stops", SessionEvent.LOST)
         await asyncio.gather(*(c.close() for c in connections))
         for server in self._servers.values():
             server.instance.close()
@@ -160,6 +166,7 @@ class Hub(Broker):  # type: ignore[misc]
     async def authenticate(self, session: Any) -> bool:
         """Ask the authentication plugin who this connection is."""
         accepted = bool(await self._authenticate(session, None)) and IDENTITY in session.attributes
+<<<<<<< HEAD
         if accepted:
             holder = session.attributes[IDENTITY]
             try:
@@ -167,6 +174,14 @@ class Hub(Broker):  # type: ignore[misc]
             except (PeerError, RefusedError) as fault:
                 log.warning("refused client %r: %s", holder.id, fault)
                 accepted = False
+=======
+        why = session.attributes.get(REFUSAL, "")
+        if accepted and self._credentials.is_revoked(session.attributes[IDENTITY].serial):
+            # The list may be newer than this connection's handshake.
+            accepted, why = False, "its certificate is revoked"
+        if not accepted:
+            self.session_log.say(SessionEvent.REFUSED, repr(str(session.client_id)[:80]), why, level=logging.WARNING)
+>>>>>>> sessions
         self.counts["connect_accepted" if accepted else "connect_refused"] += 1
         return accepted
 
@@ -177,7 +192,7 @@ class Hub(Broker):  # type: ignore[misc]
             known = self._clients.get(session.client_id)
             if known is not None and known.connection is not None:
                 older = known.connection
-                older.cut("taken over by a newer connection")
+                older.cut("by a newer connection", SessionEvent.TAKEN_OVER)
                 await older.close()
                 known = self._clients.get(session.client_id)
             if self._closing:
@@ -232,10 +247,10 @@ class Hub(Broker):  # type: ignore[misc]
                     continue
                 if self._credentials.is_revoked(holder.serial):
                     self.counts["revoked_cut"] += 1
-                    connection.cut("its certificate is revoked")
+                    connection.cut("its certificate is revoked", SessionEvent.REFUSED)
                 elif now >= holder.not_after:
                     self.counts["expired_cut"] += 1
-                    connection.cut("its certificate has ended")
+                    connection.cut("its certificate has ended", SessionEvent.REFUSED)
 
     # --- subscriptions
 

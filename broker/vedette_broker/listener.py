@@ -22,6 +22,7 @@ from vedette_broker.limits import (
     HANDSHAKES_MAX,
     PACKET_BYTES_MAX,
 )
+from vedette_broker.session_log import SessionEvent, SessionLog
 
 log = logging.getLogger("vedette.broker")
 
@@ -42,12 +43,19 @@ class Listener:
         serve: serves one connection until its end.
         context: the TLS context for a new connection.
         counts: where `connect_refused` and `handshake_failed` are counted.
+        sessions: where they are logged.
     """
 
     def __init__(
-        self, listening: socket.socket, serve: Serve, context: Callable[[], ssl.SSLContext], counts: Counter[str]
+        self,
+        listening: socket.socket,
+        serve: Serve,
+        context: Callable[[], ssl.SSLContext],
+        counts: Counter[str],
+        sessions: SessionLog,
     ) -> None:
         self._socket, self._serve, self._context, self._counts = listening, serve, context, counts
+        self._sessions = sessions
         self._greeted: set[asyncio.Task[None]] = set()
         self._unknown: Counter[str] = Counter()
         self._accepting = asyncio.create_task(self._accept(), name="broker-accept")
@@ -81,6 +89,7 @@ class Listener:
             full = len(self._greeted) >= CONNECTIONS_MAX + HANDSHAKES_MAX or self._unknown.total() >= HANDSHAKES_MAX
             if full or self._unknown[host] >= ADDRESS_HANDSHAKES_MAX:
                 self._counts["connect_refused"] += 1
+                self._sessions.say(SessionEvent.REFUSED, host, "too many connections that have not said who they are")
                 accepted.close()
                 continue
             self._unknown[host] += 1
@@ -115,6 +124,6 @@ class Listener:
             await self._serve(reader, asyncio.StreamWriter(transport, protocol, reader, loop), identified)
         except (OSError, ssl.SSLError, asyncio.IncompleteReadError) as fault:
             self._counts["handshake_failed"] += 1
-            log.debug("%s: no TLS session: %s", host, fault)
+            self._sessions.say(SessionEvent.REFUSED, host, f"no TLS session: {str(fault) or repr(fault)}")
         finally:
             identified()

@@ -101,7 +101,8 @@ class CountFileStream(BehaviourStream):
 
 
 class LiveBehaviourStream(BehaviourStream):
-    """This host's own counts, the kinds of its log lines, and counts of other programs, at every full minute.
+    """This host's own counts, the kinds of its log lines, its broker's session events, and counts of other programs, at
+    every full minute.
 
     Lines count for the minute in which they came, whatever time they carry. What was in the files before the node
     started, or came while it was down, is read over. A minute that was not watched whole, as after a suspend, gives no

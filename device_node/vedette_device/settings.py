@@ -320,7 +320,7 @@ class BehaviourSection(Section):
         source: ``live`` (this host, log files and a file of counts, at every full minute) or ``counts`` (that file
             alone, by the times in it).
         host: for ``live``, whether processes, sockets, traffic and logins of this host are counted.
-        logs: for ``live``, log files whose kinds of lines are counted.
+        logs: for ``live``, log files whose kinds of lines are counted; of a broker's log, what becomes of sessions.
         counts: file of JSON lines with ``name``, ``count`` and, for ``counts``, ``time_s``.
         follow: for ``counts``, whether that file still grows; a finished one is replayed.
         key_file: file with the site's hashing key in hexadecimal; the same on all devices that learn together.

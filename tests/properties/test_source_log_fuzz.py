@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vedette_device.features.flow_logs import FlowLogWindower
+from vedette_device.sources.broker_log import CLIENTS, SessionEvent
 from vedette_device.sources.counts import NamedCounts
 from vedette_device.sources.errors import SourceError
 from vedette_device.sources.eve import EveParser
@@ -253,6 +254,43 @@ def test_any_modbus_answer_is_registers_or_a_declared_error(request: Request, he
     assert reasons <= {"malformed", "transaction", "exception"}
 
 
+BROKER_WORDS = st.one_of(
+    st.sampled_from(
+        [
+            "1795800145: ",
+            "2026-11-27T17:23:39: ",
+            "17:29:46 info    vedette.broker: session ",
+            "opened: ",
+            "taken over: ",
+            "refused: ",
+            "New client connected from ",
+            " as ",
+            " (p2, c1, k60, u'x').",
+            "Client ",
+            "Client connection from ",
+            "<unknown>",
+            " disconnected",
+            ": ",
+            " due to ",
+            ".",
+            " closed its connection.",
+            " already connected, closing old connection.",
+            "[1] 2026/11/27 17:22:57.8 ",
+            "[ERR] ",
+            "[DBG] ",
+            "a:1 - mid:5 - ",
+            '"dev-a" - ',
+            '"\\" - ',
+            "Client connected",
+            "Client connection closed: ",
+            "Read Error",
+            "Replacing old client ",
+        ]
+    ),
+    st.text(max_size=12),
+)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(
@@ -261,18 +299,21 @@ def test_any_modbus_answer_is_registers_or_a_declared_error(request: Request, he
             st.text(max_size=100).map(str.encode),
             EVENTS.map(lambda event: json.dumps(event).encode()),
             st.tuples(st.sampled_from([b"<34>1 ", b"<0>Nov 27 06:12:33 h "]), st.binary(max_size=60)).map(b"".join),
+            st.lists(BROKER_WORDS, max_size=8).map(lambda words: "".join(words).encode()),
         ),
         max_size=20,
     )
 )
-def test_any_log_line_is_counted_as_one_of_few_kinds(lines: list[bytes]) -> None:
+def test_any_log_line_is_counted_as_one_of_few_kinds_or_as_one_session_event(lines: list[bytes]) -> None:
     counter = LogLineCounts()
     for line in lines:
         counter.push(line)
     counts = counter.take()
     assert counts["log_lines"] == sum(bool(line.strip()) for line in lines)
-    assert sum(n for name, n in counts.items() if name.startswith("log_kind_")) == counts["log_lines"]
-    assert len(counts) <= PLACES + 2
+    events = sum(counts.get(event.value, 0) for event in SessionEvent)
+    assert sum(n for name, n in counts.items() if name.startswith("log_kind_")) + events == counts["log_lines"]
+    assert counts.get(CLIENTS, 0) <= events
+    assert len(counts) <= PLACES + 2 + len(SessionEvent) + 1
     NamedCounts(0.0, 1.0, counts)
 
 

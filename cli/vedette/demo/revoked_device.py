@@ -109,7 +109,7 @@ async def run_revoked(options: ScenarioOptions) -> dict[str, Any]:
         )
         write_durable(Bundle(broker_bundle(stage.site)).crl, made.pem, 0o644)
         broker_log = stage.fleet.logs / "broker.log"
-        await stage.until("broker", lambda: f"{REVOKED}: connection ended" in broker_log.read_text(errors="replace"))
+        await stage.until("broker", lambda: f"session refused: {REVOKED}:" in broker_log.read_text(errors="replace"))
         options.on_line(f"the broker has the list and ends the connection of {REVOKED}")
         came_back = await _comes_back(stage)
         options.on_line(f"{REVOKED} tries to connect again: {'let in' if came_back else 'refused'}")

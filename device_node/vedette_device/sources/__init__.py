@@ -5,8 +5,8 @@ A packet source (``PacketSource``) reads a capture file, a file that still grows
 *empty* batch when nothing has come yet, and ``None`` when nothing more will ever come.
 
 A flow log (``FlowLog``) is read line by line (``LineFollower``) by one parser a format; registers are asked for
-(``ModbusPoller``); host behaviour and log lines become named counts (``HostBehaviour``, ``LogLineCounts``), and any
-program may write its own (``CountLines``).
+(``ModbusPoller``); host behaviour and log lines become named counts (``HostBehaviour``, ``LogLineCounts``, and in it
+``BrokerSessions``), and any program may write its own (``CountLines``).
 """
 
 from vedette_device.sources.capture_file import CaptureFile

@@ -1,7 +1,8 @@
 """From log lines to counts: which *kinds* of lines came, and how often.
 
 A line's kind is its program and its text without what changes (numbers, addresses, names with digits), hashed into a
-fixed number of places. Nothing of the text is kept.
+fixed number of places. Nothing of the text is kept. A broker's lines about sessions are session events instead
+(`vedette_device.sources.broker_log`): they name clients, and would be other kinds with every client.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
+
+from vedette_device.sources.broker_log import BrokerSessions
 
 LINE_CHARACTERS_MAX: Final = 1_024
 """Of a longer line only the beginning counts: what kind of line it is shows there."""
@@ -32,7 +35,10 @@ ERROR_PRIORITY: Final = 3
 _PRIORITY = re.compile(r"<(\d{1,3})>")
 _RFC5424 = re.compile(r"1 \S{1,64} \S{1,255} (\S{1,48}) \S{1,128} \S{1,32} (?:-|\[[^\]]{0,512}\])(?: |$)")
 _RFC3164 = re.compile(r"[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S{1,255} ")
-_ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S{0,16} (?:\S{1,255} )?")
+# A colon behind the time means that no host follows, as in Mosquitto's own log file.
+_ISO_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\S{0,15}: |\S{0,16} (?:\S{1,255} )?)")
+# Seconds since the epoch, or a date: a program has letters in its name.
+_NUMBER_TIME = re.compile(r"[\d./-]{1,48}: ")
 _TAG = re.compile(r"([\w./@-]{1,48})(?:\[\d{1,10}\])?: ")
 _DIGIT = re.compile(r"\d")
 _EDGE = ".,;:!?()[]{}<>\"'="
@@ -43,6 +49,7 @@ class LogLineCounts:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._sessions = BrokerSessions()
 
     def push(self, line: bytes) -> None:
         """Count one line; an empty one is none. No line is refused: whatever it holds is some kind."""
@@ -52,11 +59,13 @@ class LogLineCounts:
         self._counts["log_lines"] += 1
         if priority is not None and priority <= ERROR_PRIORITY:
             self._counts["log_errors"] += 1
-        self._counts[f"log_kind_{place_of(program, text):03d}"] += 1
+        if not self._sessions.push(program, text):
+            self._counts[f"log_kind_{place_of(program, text):03d}"] += 1
 
     def take(self) -> Mapping[str, int]:
-        """Counts since the last call: ``log_lines`` and ``log_errors`` always, and at most ``PLACES`` kinds."""
-        counts = {"log_lines": 0, "log_errors": 0, **self._counts}
+        """Counts since the last call: ``log_lines`` and ``log_errors`` always, at most ``PLACES`` kinds, and what
+        `BrokerSessions.take` gives."""
+        counts = {"log_lines": 0, "log_errors": 0, **self._counts, **self._sessions.take()}
         self._counts.clear()
         return counts
 
@@ -85,7 +94,7 @@ def _parts(line: bytes) -> tuple[str, str, int | None]:
         priority, text = int(match[1]) & 7, text[match.end() :]
     if match := _RFC5424.match(text):
         return match[1], text[match.end() :], priority
-    if match := _RFC3164.match(text) or _ISO_TIME.match(text):
+    if match := _RFC3164.match(text) or _ISO_TIME.match(text) or _NUMBER_TIME.match(text):
         text = text[match.end() :]
     if match := _TAG.match(text):
         return match[1], text[match.end() :], priority
