@@ -166,22 +166,15 @@ class Hub(Broker):  # type: ignore[misc]
     async def authenticate(self, session: Any) -> bool:
         """Ask the authentication plugin who this connection is."""
         accepted = bool(await self._authenticate(session, None)) and IDENTITY in session.attributes
-<<<<<<< HEAD
+        why = session.attributes.get(REFUSAL, "")
         if accepted:
             holder = session.attributes[IDENTITY]
             try:
                 self._credentials.check(holder.serial, holder.id, time.time())
             except (PeerError, RefusedError) as fault:
-                log.warning("refused client %r: %s", holder.id, fault)
-                accepted = False
-=======
-        why = session.attributes.get(REFUSAL, "")
-        if accepted and self._credentials.is_revoked(session.attributes[IDENTITY].serial):
-            # The list may be newer than this connection's handshake.
-            accepted, why = False, "its certificate is revoked"
+                accepted, why = False, str(fault)
         if not accepted:
             self.session_log.say(SessionEvent.REFUSED, repr(str(session.client_id)[:80]), why, level=logging.WARNING)
->>>>>>> sessions
         self.counts["connect_accepted" if accepted else "connect_refused"] += 1
         return accepted
 

@@ -134,9 +134,8 @@ class DeviceService:
         self._credentials = Credentials(
             self._node, ring, self._topics, self._link, self._shell, self._store, self._metrics, self._renewed
         )
-        self._bytes_up = 0
+        self._bytes_up = self._dropped = 0
         self._leaving = False
-        self._dropped = 0
         self._started = time.monotonic()
         self._jobs = Jobs()
         self._commands = Commands(self._node.id, self._pipelines, self._store.get(COMMAND_KEY), self._metrics)

@@ -21,9 +21,6 @@ class Registry:
     def refresh_timestamp(self, now: float) -> None:
         self.looks += 1
 
-    def expires(self) -> dict[str, float]:
-        return {"timestamp": 1.0}
-
 
 class Housekeeping(AggregatorService):
     """The part of an aggregator that keeps house."""
@@ -31,6 +28,7 @@ class Housekeeping(AggregatorService):
     def __init__(self, *, connected: bool) -> None:
         quiet = SimpleNamespace(look=lambda: None, tick=lambda now: None)
         self._own = self._fleet = quiet  # type: ignore[assignment]
+        self._trust, self._machines = SimpleNamespace(look=lambda rounds: None), {}  # type: ignore[assignment]
         self._metrics, self._jobs = Metrics(AGGREGATOR_METRICS), Jobs()
         self._registry = self.registry = Registry()  # type: ignore[assignment]
         self._link = SimpleNamespace(connected=connected)  # type: ignore[assignment]
