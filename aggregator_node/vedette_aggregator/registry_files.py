@@ -262,16 +262,28 @@ class RepositoryFiles:
             data = (settled or {}).get(task) or self.sign(targets, task, state.targets)
             files[f"{targets.version}.{task}.json"] = data
             snapshot.meta[f"{task}.json"] = meta_file(targets.version, data)
-        if roles or renew_snapshot:
-            snapshot.version += 1
-            snapshot.expires = expiry(now, SNAPSHOT_LIFETIME)
-            data = self.sign(snapshot, "snapshot", state.root)
-            files[f"{snapshot.version}.snapshot.json"] = data
-            timestamp.snapshot_meta = meta_file(snapshot.version, data)
-        timestamp.version += 1
-        timestamp.expires = expiry(now, TIMESTAMP_LIFETIME)
-        files[TIMESTAMP_FILE] = self.sign(timestamp, "timestamp", state.root)
+        changed = bool(roles) or renew_snapshot
+        snapshot.version, timestamp.version = snapshot.version + changed, timestamp.version + 1
+        files |= self.sign_top(state.root, snapshot if changed else None, timestamp, now)
         self.write(files)
+        return files
+
+    def sign_top(self, root: Root, snapshot: Snapshot | None, timestamp: Timestamp, now: float) -> dict[str, bytes]:
+        """Sign a new snapshot, if there is one, and the timestamp that names it; their dates are set here.
+
+        Returns:
+            The files by name, the timestamp last.
+
+        Raises:
+            ConfigError, RefusedError: as `sign`.
+        """
+        files: dict[str, bytes] = {}
+        if snapshot is not None:
+            snapshot.expires = expiry(now, SNAPSHOT_LIFETIME)
+            data = files[f"{snapshot.version}.snapshot.json"] = self.sign(snapshot, "snapshot", root)
+            timestamp.snapshot_meta = meta_file(snapshot.version, data)
+        timestamp.expires = expiry(now, TIMESTAMP_LIFETIME)
+        files[TIMESTAMP_FILE] = self.sign(timestamp, "timestamp", root)
         return files
 
     def write(self, files: Mapping[str, bytes]) -> None:
