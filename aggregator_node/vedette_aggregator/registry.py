@@ -13,7 +13,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tuf.api.metadata import Metadata, TargetFile, Targets
 
@@ -59,6 +59,13 @@ RELEASES_KEPT: Final = 3
 """Releases a task that stay on disk: the active one, the one before, and one more to go back to."""
 
 
+class _Read(NamedTuple):
+    """A state whose signatures hold, and what it lists."""
+
+    state: RepositoryState
+    releases: ListedReleases
+
+
 class Registry:
     """A site's release repository.
 
@@ -78,8 +85,8 @@ class Registry:
         self._withdrawn = WithdrawnNames(self._files.withdrawn)
         self._countersigning = Countersigning(self._files)
         self._read = self._load()
-        self.site: Final = registry_draft.site_of(self._read[0].root)
-        self.tasks: Final = self._read[1].tasks
+        self.site: Final = registry_draft.site_of(self._read.state.root)
+        self.tasks: Final = self._read.releases.tasks
 
     @classmethod
     def create(
@@ -244,7 +251,7 @@ class Registry:
         Raises:
             ConfigError: a file is missing or damaged.
         """
-        return self._verified()[1]
+        return self._verified().releases
 
     def revoked(self, task: str) -> tuple[RevokedRelease, ...]:
         """See `ListedReleases.revoked`."""
@@ -321,7 +328,7 @@ class Registry:
         """
         with self._files.locked():
             self._read = self._load()
-            state = self._read[0]
+            state = self._read.state
             names = self._retained_files(state)
             metadata = {name: self._files.read(name) for name in names}
             artifacts = {d: self._files.artifact(d) for d in self._retained_artifacts(state)}
@@ -345,14 +352,14 @@ class Registry:
 
     def expires(self) -> dict[str, float]:
         """When each signed file ends, epoch seconds by role; root and targets need the offline keys before that."""
-        state = self._verified()[0]
+        state = self._verified().state
         top = {"root": state.root, "targets": state.targets, "snapshot": state.snapshot, "timestamp": state.timestamp}
         return {role: signed.expires.timestamp() for role, signed in (top | dict(state.roles)).items()}
 
     @property
     def beacon_anchor(self) -> BeaconAnchor:
         """The public end of the site's beacon chain; see `registry_draft.beacon_of`."""
-        return registry_draft.beacon_of(self._verified()[0].root)
+        return registry_draft.beacon_of(self._verified().state.root)
 
     def beacon(self, epoch: int) -> bytes:
         """The 32 bytes that assign devices to groups in an epoch (1 and up); nobody else may see them before it begins.
@@ -381,25 +388,25 @@ class Registry:
 
     def offline_keys(self) -> OfflineKeys:
         """Whose signatures count beside the online keys', and how many."""
-        return registry_draft.offline_keys(self._verified()[0])
+        return registry_draft.offline_keys(self._verified().state)
 
     def roles(self) -> tuple[RoleFacts, ...]:
         """Every role with its keys, threshold, version and expiry, root first."""
-        return role_facts(self._verified()[0])
+        return role_facts(self._verified().state)
 
-    def _verified(self) -> tuple[RepositoryState, ListedReleases]:
-        """The current state and what it lists, read again if it is not the one that was read last.
+    def _verified(self) -> _Read:
+        """The current state, read again if it is not the one that was read last.
 
         Nobody changes it: what writers start from they load for themselves.
         """
         read = self._read
-        if read[0].mark != self.mark():
+        if read.state.mark != self.mark():
             read = self._read = self._load()
         return read
 
-    def _load(self) -> tuple[RepositoryState, ListedReleases]:
+    def _load(self) -> _Read:
         state = self._files.load()
-        return state, ListedReleases(self._files, state.roles)
+        return _Read(state, ListedReleases(self._files, state.roles))
 
     def _commit(
         self,
@@ -429,7 +436,7 @@ class Registry:
     ) -> Publication:
         self._remember_withdrawn(state)
         written = self._files.commit(state, now, roles, settled, renew_snapshot=renew_snapshot)
-        state = self._verified()[0]
+        state = self._verified().state
         self._countersigning.tidy(state)
         kept = self._countersigning.artifacts()
         kept |= {d for targets in state.roles.values() for r in releases_of(targets).values() for d in lengths_of(r)}

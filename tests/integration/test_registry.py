@@ -13,6 +13,7 @@ import pytest
 from power_cut import count_steps, run_until_cut
 from release_site import HOUR, START, TASKS, Site, describe, release_files
 
+from vedette_aggregator.listed_releases import ListedReleases
 from vedette_aggregator.publication import Publication, retained_messages
 from vedette_aggregator.registry import RELEASES_KEPT, Registry
 from vedette_aggregator.registry_ceremony import renew
@@ -60,6 +61,18 @@ def test_a_state_answers_of_one_moment_and_the_next_of_now(site: Site) -> None:
     assert after.revoked("network") == ()
     with pytest.raises(ConfigError, match="found no task 'host', expected one of network, sensor"):
         now.versions("host")
+
+
+def test_a_file_of_another_length_than_its_role_says_is_none(site: Site) -> None:
+    site.publish("network", 0)
+    files = RepositoryFiles(site.repository)
+    roles = files.load().roles
+    found = roles["network"].targets["network/0/plan"]
+    found.length += 1
+    listed = ListedReleases(files, roles)
+    assert listed.target("network", 0, Variant.WEIGHTS)[0].version == 0
+    with pytest.raises(ConfigError, match="network/0/plan: found 15 bytes, expected 16"):
+        listed.target("network", 0, Variant.PLAN)
 
 
 def test_many_questions_verify_a_repository_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
