@@ -159,11 +159,12 @@ class Actions:
         answer = None if self.take_back is None else await self.take_back(task, version, reason, now)
         if answer is not None:
             return answer
-        older = [v for v in self._registry.versions(task) if v < version]
-        if not older or self._registry.active(task) != version:
+        state = self._registry.state()
+        older = [v for v in state.versions(task) if v < version]
+        if not older or state.active(task) != version:
             return "nothing"
-        parent = self._registry.listed(task, version)[Variant.WEIGHTS].custom.parent
-        made_from = [v for v in older if self._registry.listed(task, v)[Variant.WEIGHTS].sha256 == parent]
+        parent = state.listed(task, version)[Variant.WEIGHTS].custom.parent
+        made_from = [v for v in older if state.listed(task, v)[Variant.WEIGHTS].sha256 == parent]
         to = (made_from or older)[-1]
         self._hands.put_out(await asyncio.to_thread(self._registry.rollback, task, to, now))
         self._lineage.record(task, version, "rolled back", now, f"to {to}: {reason}")

@@ -6,14 +6,14 @@ Off without a policy: then nothing is asked of devices, as the settings say.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import time
 from importlib.metadata import version
 from typing import Final, TypeVar
 
-from vedette_aggregator.attestation_keys import load_public, load_signer
+from vedette_aggregator.attestation_files import read_policy_file
+from vedette_aggregator.attestation_keys import load_signer
 from vedette_aggregator.attestation_machine import (
     ChallengeAsked,
     EvidenceReceived,
@@ -24,7 +24,6 @@ from vedette_aggregator.claimed_identity import learn, raw_key, unseal_claimed
 from vedette_aggregator.enrolments import COUNTERS_PREFIX, PASSPORT_PREFIX, WITHDRAWN, Enrolments
 from vedette_aggregator.settings import AttestationSection
 from vedette_core.attestation.passport import PassportCheck
-from vedette_core.attestation.policy import read_policy
 from vedette_core.attestation.rules import refusal
 from vedette_core.crypto.signing import KeyRing
 from vedette_core.machine import Count, Event, Publish
@@ -189,7 +188,7 @@ class AttestationDesk:
                 await self._shell.carry_out(self._machine.handle(PolicyTaken(policy), time.time()))
                 log.warning("attestation policy %d is in force", policy.version)
         except VedetteError as fault:
-            log.error("%s; policy %d stays in force", fault, self._check.policy.version if self._check else 0)
+            log.error("%s; policy %d stays in force", fault, self.policy.version if self.policy else 0)
 
     async def publish_own(self) -> None:
         """Retain what the aggregator says of its own software, if the settings want it."""
@@ -213,7 +212,7 @@ class AttestationDesk:
             swname=DISTRIBUTION,
             swversion=version(DISTRIBUTION),
             measurements=measure_software(),
-            policy=0 if self._check is None else self._check.policy.version,
+            policy=self.policy.version if self.policy else 0,
             time_s=time.time(),
         )
         return Publish(
@@ -223,18 +222,10 @@ class AttestationDesk:
     # -- the policy ---------------------------------------------------------------------------------------------------
 
     def _read(self) -> tuple[AttestationPolicy, str]:
-        assert self._section.policy is not None
-        assert self._section.policy_key is not None
         self._stamp = self._file_stamp()
-        try:
-            data = self._section.policy.read_bytes()
-        except OSError as fault:
-            raise ConfigError(
-                f"{self._section.policy}: cannot be read ({fault.strerror}), expected a policy"
-            ) from fault
         stored, _, known = (self._store.get(POLICY_KEY) or b"0").decode(errors="replace").partition(" ")
-        floor, digest = int(stored) if stored.isdigit() else 0, hashlib.sha256(data).hexdigest()
-        policy = read_policy(data, load_public(self._section.policy_key), self._topics.site, version_min=floor)
+        floor = int(stored) if stored.isdigit() else 0
+        policy, digest = read_policy_file(self._section, self._topics.site, version_min=floor)
         if policy.version == floor and known not in ("", digest):
             raise RefusedError(
                 f"attestation policy: found another one of version {floor}, expected {floor + 1} or newer: passports "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from vedette_aggregator.attestation_keys import load_public
 from vedette_aggregator.attestation_machine import read_counters
 from vedette_aggregator.claimed_identity import unseal_claimed
 from vedette_aggregator.enrolments import COUNTERS_PREFIX, Drawn, Enrolments, open_enrolments, read_request
-from vedette_aggregator.settings import AggregatorSettings
+from vedette_aggregator.settings import AggregatorSettings, AttestationSection
 from vedette_aggregator.state_file import open_state, state_path
 from vedette_core.attestation.appraisal import Counters, appraise, read_claims
 from vedette_core.attestation.policy import read_policy
@@ -81,14 +82,29 @@ def policy_of(settings: AggregatorSettings) -> AttestationPolicy:
     Raises:
         ConfigError: none, or one that cannot be used.
     """
-    section = settings.attestation
+    return read_policy_file(settings.attestation, settings.site)[0]
+
+
+def read_policy_file(section: AttestationSection, site: str, *, version_min: int = 0) -> tuple[AttestationPolicy, str]:
+    """The policy that a section names, and the hex SHA-256 of its file.
+
+    Args:
+        section: the settings.
+        site: the site that it must be for.
+        version_min: newest version that was in force here.
+
+    Raises:
+        ConfigError: none, or one that cannot be used.
+        RefusedError: older than `version_min`.
+    """
     if section.policy is None or section.policy_key is None:
         raise ConfigError("attestation: found no policy in the settings, expected [attestation] policy and policy_key")
     try:
         data = section.policy.read_bytes()
     except OSError as fault:
         raise ConfigError(f"{section.policy}: cannot be read ({fault.strerror}), expected a policy") from fault
-    return read_policy(data, load_public(section.policy_key), settings.site)
+    policy = read_policy(data, load_public(section.policy_key), site, version_min=version_min)
+    return policy, hashlib.sha256(data).hexdigest()
 
 
 def begin_enrolment(settings: AggregatorSettings, file: Path, ek: str, now: float) -> tuple[str, bytes]:

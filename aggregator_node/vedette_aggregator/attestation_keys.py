@@ -12,12 +12,11 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
-    load_pem_private_key,
     load_pem_public_key,
 )
 
 from vedette_core.crypto.signing import Ed25519Signer
-from vedette_core.runtime.identity import read_file, read_secret
+from vedette_core.runtime.identity import read_file, read_signing_key
 from vedette_schemas.errors import ConfigError
 
 
@@ -53,13 +52,7 @@ def load_signer(path: Path) -> Ed25519Signer:
     Raises:
         ConfigError: missing, readable by others, or no Ed25519 key.
     """
-    try:
-        key = load_pem_private_key(read_secret(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as fault:
-        raise ConfigError(f"{path}: found something else than an unencrypted PEM key") from fault
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{path}: found another kind of key, expected Ed25519; make one with `vedette attest key`")
-    return Ed25519Signer(key)
+    return Ed25519Signer(read_signing_key(path, "make one with `vedette attest key`"))
 
 
 def load_public(path: Path) -> bytes:

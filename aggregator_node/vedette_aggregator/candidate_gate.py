@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -119,15 +119,22 @@ class CandidateGate:
             named = {variant.value: sha256 for variant, sha256 in files.items()}
             self.lineage.release(self.task, candidate.digest().hex(), version, named)
 
+    def unknown(self, versions: Iterable[int]) -> tuple[int, ...]:
+        """Of these releases, those that the record does not know; none where nothing is written down."""
+        if self.lineage is None:
+            return ()
+        known = self.lineage.versions(self.task)
+        return tuple(version for version in versions if version not in known)
+
     def initial(
         self, weights: bytes, version: int, round_number: int, files: Mapping[Variant, str], parent: str, now: float
     ) -> None:
-        """Write a release down that the record does not know.
+        """Write a release down that the record does not know; see `unknown`.
 
         It is the first of all, one from before there was a record, or one that a crash came behind: then its candidate
         is on record already.
         """
-        if self.lineage is None or self.lineage.of_version(self.task, version) is not None:
+        if self.lineage is None:
             return
         digest = hashlib.sha256(weights).hexdigest()
         named = {variant.value: sha256 for variant, sha256 in files.items()}

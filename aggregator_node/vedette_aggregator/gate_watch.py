@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isfinite
-from pathlib import Path
 from typing import Final
 
 from vedette_aggregator.candidate_gate import CandidateGate
@@ -18,12 +17,12 @@ INDEPENDENT: Final = "independent-validator"
 """Label of candidates that passed the gate, and that the second signer refused or did not answer."""
 
 
-def watch_gate(gate: CandidateGate, state: Path, metrics: Metrics, machine: Callable[[], RoundMachine]) -> None:
+def watch_gate(gate: CandidateGate, lineage: Lineage, metrics: Metrics, machine: Callable[[], RoundMachine]) -> None:
     """Let a gate write into the aggregator's state and metrics.
 
     Args:
         gate: the task's.
-        state: the aggregator's SQLite file.
+        lineage: the aggregator's record.
         metrics: the aggregator's.
         machine: the task's rounds; asked for once there is a candidate.
     """
@@ -38,7 +37,7 @@ def watch_gate(gate: CandidateGate, state: Path, metrics: Metrics, machine: Call
         epsilon = epsilon_spent(machine())
         return epsilon if isfinite(epsilon) else None
 
-    gate.lineage, gate.told, gate.spent = Lineage(state), told, spent
+    gate.lineage, gate.told, gate.spent = lineage, told, spent
     gate.told_refused = lambda task: metrics.inc("candidate_rejections", task, INDEPENDENT)
     # The first increase of a counter that was not there before is not seen.
     for outcome in ("accepted", "rejected"):

@@ -194,6 +194,14 @@ class Lineage:
         found = self._read("WHERE task = ? AND version = ? ORDER BY position DESC LIMIT 1", (task, version))
         return next(iter(found), None)
 
+    def versions(self, task: str) -> frozenset[int]:
+        """Every release of a task that is on record."""
+        with self._open() as database:
+            rows = database.connection.execute(
+                "SELECT DISTINCT version FROM lineage WHERE task = ? AND version IS NOT NULL", (task,)
+            ).fetchall()
+        return frozenset(int(version) for (version,) in rows)
+
     def of_round(self, task: str, number: int) -> Descent | None:
         """The newest candidate of a round."""
         found = self._read("WHERE task = ? AND round = ? ORDER BY position DESC LIMIT 1", (task, number))

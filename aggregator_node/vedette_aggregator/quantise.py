@@ -20,7 +20,6 @@ from vedette_core.learning.network import ActivationRanges
 INT8: Final = "int8"
 INT16X8: Final = "int16x8"
 FLOAT16: Final = "float16"
-QUANTISED_VARIANTS: Final = (INT8, INT16X8, FLOAT16)
 
 OPERATOR_VERSIONS: Final[Mapping[str, Mapping[str, int]]] = {
     INT8: {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "QUANTIZE": 1, "DEQUANTIZE": 2},
@@ -36,7 +35,7 @@ def quantise(float_model: bytes, variant: str, ranges: ActivationRanges) -> byte
 
     Args:
         float_model: from `vedette_aggregator.tflite_writer.write_float32`.
-        variant: one of `QUANTISED_VARIANTS`.
+        variant: `INT8`, `INT16X8` or `FLOAT16`.
         ranges: (min, max) of every tensor by name, as wide as they shall be.
 
     Returns:

@@ -9,18 +9,18 @@ Source: The Update Framework specification 1.0.34; python-tuf 7 (metadata API).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from vedette_aggregator import registry_ceremony, registry_draft, registry_proposal
 from vedette_aggregator.countersigning import AwaitsValidatorError, Countersigning
+from vedette_aggregator.listed_releases import ListedReleases
 from vedette_aggregator.publication import Publication
 from vedette_aggregator.registry_draft import OfflineKeys
 from vedette_aggregator.registry_files import (
@@ -39,6 +39,7 @@ from vedette_aggregator.release_listing import (
     is_same,
     lengths_of,
     listed_targets,
+    newest_version,
     release_targets,
     releases_of,
     revoked_of,
@@ -48,8 +49,8 @@ from vedette_aggregator.release_listing import (
 from vedette_aggregator.release_revocation import refuse_revoked, without_release
 from vedette_aggregator.release_source import ListedTarget
 from vedette_aggregator.withdrawn_names import WithdrawnNames
-from vedette_schemas.errors import ConfigError, RefusedError
-from vedette_schemas.model import ReleaseTarget, Variant, parse_custom
+from vedette_schemas.errors import RefusedError
+from vedette_schemas.model import ReleaseTarget, Variant
 from vedette_schemas.trust import TIMESTAMP_FILE, BeaconAnchor, RevokedRelease
 
 log = logging.getLogger("vedette.registry")
@@ -58,11 +59,19 @@ RELEASES_KEPT: Final = 3
 """Releases a task that stay on disk: the active one, the one before, and one more to go back to."""
 
 
+class _Read(NamedTuple):
+    """A state whose signatures hold, and what it lists."""
+
+    state: RepositoryState
+    releases: ListedReleases
+
+
 class Registry:
     """A site's release repository.
 
-    Every method reads the current state from disk and holds the repository's lock while it changes something, so that
-    the service and an operator's command can both use it.
+    The service and an operator's command can both use it: whatever changes something holds the repository's lock, and
+    reads and verifies the state on disk for it. Questions are answered from the state that was verified last, as long
+    as the timestamp file is the same: it is the commit point. Who has several of them asks one `state`.
 
     Args:
         directory: made by `Registry.create`.
@@ -75,9 +84,9 @@ class Registry:
         self._files = RepositoryFiles(directory)
         self._withdrawn = WithdrawnNames(self._files.withdrawn)
         self._countersigning = Countersigning(self._files)
-        state = self._files.load()
-        self.site: Final = registry_draft.site_of(state.root)
-        self.tasks: Final = tuple(state.roles)
+        self._read = self._load()
+        self.site: Final = registry_draft.site_of(self._read.state.root)
+        self.tasks: Final = self._read.releases.tasks
 
     @classmethod
     def create(
@@ -137,10 +146,10 @@ class Registry:
         with self._files.locked():
             state = self._files.load()
             role = self._role(state, task)
-            releases, active = releases_of(role), active_version(releases_of(role))
+            releases = releases_of(role)
+            active, expected = active_version(releases), newest_version(releases, revoked_of(role)) + 1
             if version in releases and is_same(releases[version], release_targets(task, version, files, custom, {})):
                 return self._current(state, task, lengths_of(releases[version]))
-            expected = _next_version(role)
             if version != expected:
                 raise RefusedError(
                     f"release {task} {version}: found the newest release to be {expected - 1}, expected version "
@@ -154,7 +163,7 @@ class Registry:
                     "gone back from does not come back by its child",
                     rule="parent",
                 )
-            diffs = release_diffs({} if active is None else self._read(releases[active], files), files)
+            diffs = release_diffs({} if active is None else self._bytes(releases[active], files), files)
             targets = release_targets(task, version, files, custom, {v: each.said for v, each in diffs.items()})
             order = sorted(releases, key=lambda v: (v in keep or v == active, v))
             count = max(RELEASES_KEPT - 1, sum(v in keep or v == active for v in releases))
@@ -237,20 +246,24 @@ class Registry:
         return contents is not None, active_version(releases_of(role if contents is None else contents))
 
     def mark(self) -> str:
-        """Another one whenever anything that is signed here changes: the digest of the timestamp file.
+        """See `RepositoryFiles.mark`: another one whenever anything that is signed here changes."""
+        return self._files.mark()
+
+    def state(self) -> ListedReleases:
+        """What the repository lists now, for any number of questions: one file is read where nothing was changed.
 
         Raises:
-            ConfigError: it is missing.
+            ConfigError: a file is missing or damaged.
         """
-        return hashlib.sha256(self._files.read(TIMESTAMP_FILE)).hexdigest()
+        return self._verified().releases
 
     def revoked(self, task: str) -> tuple[RevokedRelease, ...]:
-        """Releases of a task that are revoked, oldest first."""
-        return revoked_of(self._role(self._files.load(), task))
+        """See `ListedReleases.revoked`."""
+        return self.state().revoked(task)
 
     def next_version(self, task: str) -> int:
-        """What the next release has to be: one more than the newest, a revoked one counted."""
-        return _next_version(self._role(self._files.load(), task))
+        """See `ListedReleases.next_version`."""
+        return self.state().next_version(task)
 
     def refresh_timestamp(self, now: float) -> Publication:
         """Sign again what has used up half of its life: timestamp, snapshot, the tasks' roles.
@@ -318,56 +331,39 @@ class Registry:
             ConfigError: the repository is damaged.
         """
         with self._files.locked():
-            state = self._files.load()
+            self._read = self._load()
+            state = self._read.state
             names = self._retained_files(state)
             metadata = {name: self._files.read(name) for name in names}
             artifacts = {d: self._files.artifact(d) for d in self._retained_artifacts(state)}
             return self._publication(state, metadata, artifacts)
 
     def versions(self, task: str) -> tuple[int, ...]:
-        """Releases of a task that are kept, ascending."""
-        return tuple(sorted(releases_of(self._role(self._files.load(), task))))
+        """See `ListedReleases.versions`."""
+        return self.state().versions(task)
 
     def active(self, task: str) -> int | None:
-        """Version of the task's active release; None before the first."""
-        return active_version(releases_of(self._role(self._files.load(), task)))
+        """See `ListedReleases.active`."""
+        return self.state().active(task)
 
     def target(self, task: str, version: int, variant: Variant) -> tuple[ReleaseTarget, bytes]:
-        """One target of a kept release: what it says of itself, and its bytes (digest checked).
-
-        Raises:
-            RefusedError: there is none.
-            ConfigError: its file is missing or damaged.
-        """
-        found = releases_of(self._role(self._files.load(), task)).get(version, {}).get(variant)
-        if found is None:
-            raise RefusedError(f"release {task} {version}: found no {variant.value} target", rule="version")
-        return parse_custom(found.custom), self._files.artifact(found.hashes["sha256"])
+        """See `ListedReleases.target`."""
+        return self.state().target(task, version, variant)
 
     def listed(self, task: str, version: int) -> dict[Variant, ListedTarget]:
-        """Every file of a kept release, by variant; none of them is read.
-
-        Raises:
-            RefusedError: there is no such release.
-        """
-        release = releases_of(self._role(self._files.load(), task)).get(version)
-        if release is None:
-            kept = ", ".join(map(str, self.versions(task))) or "none"
-            raise RefusedError(
-                f"release {task} {version}: not found, expected one of those kept: {kept}", rule="version"
-            )
-        return {v: ListedTarget(t.length, t.hashes["sha256"], parse_custom(t.custom)) for v, t in release.items()}
+        """See `ListedReleases.listed`."""
+        return self.state().listed(task, version)
 
     def expires(self) -> dict[str, float]:
         """When each signed file ends, epoch seconds by role; root and targets need the offline keys before that."""
-        state = self._files.load()
+        state = self._verified().state
         top = {"root": state.root, "targets": state.targets, "snapshot": state.snapshot, "timestamp": state.timestamp}
         return {role: signed.expires.timestamp() for role, signed in (top | dict(state.roles)).items()}
 
     @property
     def beacon_anchor(self) -> BeaconAnchor:
         """The public end of the site's beacon chain; see `registry_draft.beacon_of`."""
-        return registry_draft.beacon_of(self._files.load().root)
+        return registry_draft.beacon_of(self._verified().state.root)
 
     def beacon(self, epoch: int) -> bytes:
         """The 32 bytes that assign devices to groups in an epoch (1 and up); nobody else may see them before it begins.
@@ -396,11 +392,25 @@ class Registry:
 
     def offline_keys(self) -> OfflineKeys:
         """Whose signatures count beside the online keys', and how many."""
-        return registry_draft.offline_keys(self._files.load())
+        return registry_draft.offline_keys(self._verified().state)
 
     def roles(self) -> tuple[RoleFacts, ...]:
         """Every role with its keys, threshold, version and expiry, root first."""
-        return role_facts(self._files.load())
+        return role_facts(self._verified().state)
+
+    def _verified(self) -> _Read:
+        """The current state, read again if it is not the one that was read last.
+
+        Nobody changes it: what writers start from they load for themselves.
+        """
+        read = self._read
+        if read.state.mark != self.mark():
+            read = self._read = self._load()
+        return read
+
+    def _load(self) -> _Read:
+        state = self._files.load()
+        return _Read(state, ListedReleases(self._files, state.roles))
 
     def _commit(
         self,
@@ -431,7 +441,7 @@ class Registry:
         self._remember_withdrawn(state)
         follows = self.mark()
         written = self._files.commit(state, now, roles, settled, renew_snapshot=renew_snapshot)
-        state = self._files.load()
+        state = self._verified().state
         self._countersigning.tidy(state)
         kept = self._countersigning.artifacts()
         kept |= {d for targets in state.roles.values() for r in releases_of(targets).values() for d in lengths_of(r)}
@@ -458,12 +468,7 @@ class Registry:
         )
 
     def _role(self, state: RepositoryState, task: str) -> Targets:
-        if task not in state.roles:
-            raise ConfigError(
-                f"release repository {self._files.directory}: found no task {task!r}, expected one of "
-                f"{', '.join(state.roles)}"
-            )
-        return state.roles[task]
+        return ListedReleases(self._files, state.roles).role(task)
 
     def _retained_files(self, state: RepositoryState) -> tuple[str, ...]:
         """Current metadata and, for devices that read the timestamp a moment ago, the files before it."""
@@ -481,7 +486,7 @@ class Registry:
             for digest, length in lengths_of(release).items()
         }
 
-    def _read(self, release: Mapping[Variant, TargetFile], variants: Iterable[Variant]) -> dict[Variant, bytes]:
+    def _bytes(self, release: Mapping[Variant, TargetFile], variants: Iterable[Variant]) -> dict[Variant, bytes]:
         return {v: self._files.artifact(release[v].hashes["sha256"]) for v in variants if v in release}
 
     def _remember_withdrawn(self, state: RepositoryState) -> None:
@@ -490,7 +495,3 @@ class Registry:
 
 def _contents(releases: Releases, active: int, revoked: Iterable[RevokedRelease]) -> Targets:
     return Targets(targets=listed_targets(releases, active), unrecognized_fields=revoking_fields(revoked))
-
-
-def _next_version(role: Targets) -> int:
-    return max([*releases_of(role), *(each.version for each in revoked_of(role))], default=-1) + 1

@@ -35,8 +35,6 @@ from tuf.api.metadata import (
 from vedette_aggregator.registry_files import (
     OFFLINE_LIFETIME,
     RELEASE_LIFETIME,
-    SNAPSHOT_LIFETIME,
-    TIMESTAMP_LIFETIME,
     RepositoryFiles,
     RepositoryState,
     expiry,
@@ -235,8 +233,7 @@ def write_first(files: RepositoryFiles, signed: SignedDraft, now: float) -> None
         else:
             written[f"1.{task}.json"] = files.sign(Targets(expires=expiry(now, RELEASE_LIFETIME)), task, targets)
     meta = {f"{role}.json": meta_file(1, written[f"1.{role}.json"]) for role in ("targets", *tasks)}
-    _sign_top(files, root, Snapshot(meta=meta), Timestamp(), now, written)
-    files.write(written)
+    files.write({**written, **files.sign_top(root, Snapshot(meta=meta), Timestamp(), now)})
 
 
 def write_next(files: RepositoryFiles, before: RepositoryState, signed: SignedDraft, now: float) -> None:
@@ -260,7 +257,7 @@ def write_next(files: RepositoryFiles, before: RepositoryState, signed: SignedDr
             data = files.sign(_next_role(before.roles[task], now), task, targets)
         written[f"{version}.{task}.json"] = data
         snapshot.meta[f"{task}.json"] = meta_file(version, data)
-    _sign_top(files, root, snapshot, timestamp, now, written)
+    written |= files.sign_top(root, snapshot, timestamp, now)
     timestamp_bytes = written.pop(TIMESTAMP_FILE)
     # The root goes last but for the timestamp: until then the old state is whole.
     files.write({**written, f"{root.version}.root.json": signed.root, TIMESTAMP_FILE: timestamp_bytes})
@@ -435,23 +432,6 @@ def _verified_role(files: RepositoryFiles, data: bytes, task: str, targets: Targ
             rule="version",
         )
     return bytes(document.to_bytes())
-
-
-def _sign_top(
-    files: RepositoryFiles,
-    root: Root,
-    snapshot: Snapshot,
-    timestamp: Timestamp,
-    now: float,
-    written: dict[str, bytes],
-) -> None:
-    """Sign snapshot and timestamp into `written`, the timestamp last."""
-    snapshot.expires = expiry(now, SNAPSHOT_LIFETIME)
-    data = files.sign(snapshot, "snapshot", root)
-    written[f"{snapshot.version}.snapshot.json"] = data
-    timestamp.snapshot_meta = meta_file(snapshot.version, data)
-    timestamp.expires = expiry(now, TIMESTAMP_LIFETIME)
-    written[TIMESTAMP_FILE] = files.sign(timestamp, "timestamp", root)
 
 
 def new_key(directory: Path, name: str) -> SSlibKey:

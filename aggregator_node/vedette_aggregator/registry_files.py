@@ -78,6 +78,7 @@ class RepositoryState:
         snapshot: what the timestamp names.
         targets: top-level targets: the delegations, one role a task.
         roles: delegated targets by task.
+        mark: see `RepositoryFiles.mark`.
     """
 
     root: Root
@@ -85,6 +86,7 @@ class RepositoryState:
     snapshot: Snapshot
     targets: Targets
     roles: Mapping[str, Targets]
+    mark: str
 
     @property
     def delegations(self) -> Delegations:
@@ -147,7 +149,8 @@ class RepositoryFiles:
             )
         try:
             root_file = Metadata[Root].from_bytes(self.read(f"{max(versions)}.root.json"))
-            timestamp_file = Metadata[Timestamp].from_bytes(self.read(TIMESTAMP_FILE))
+            timestamp_bytes = self.read(TIMESTAMP_FILE)
+            timestamp_file = Metadata[Timestamp].from_bytes(timestamp_bytes)
             root, timestamp = root_file.signed, timestamp_file.signed
             if verify:
                 root.verify_delegate("root", root_file.signed_bytes, root_file.signatures)
@@ -165,7 +168,7 @@ class RepositoryFiles:
                 f"{self.directory}: found a damaged release repository ({type(fault).__name__}: {fault}), expected "
                 "metadata that verifies; restore a backup, or renew it with the offline keys if a renewal was cut short"
             ) from fault
-        return RepositoryState(root, timestamp, snapshot, targets, roles)
+        return RepositoryState(root, timestamp, snapshot, targets, roles, _mark(timestamp_bytes))
 
     def _named(self, kind: type[S], role: str, meta: MetaFile, delegator: Root | Targets | None) -> S:
         data = self.read(f"{meta.version}.{role}.json")
@@ -191,6 +194,14 @@ class RepositoryFiles:
             return _read(self.metadata / name, TARGETS_BYTES_MAX)
         except OSError as fault:
             raise file_error(fault, f"read release metadata {self.metadata / name}") from fault
+
+    def mark(self) -> str:
+        """Another one whenever anything that is signed here changes: the hex digest of the timestamp file.
+
+        Raises:
+            ConfigError: it is missing.
+        """
+        return _mark(self.read(TIMESTAMP_FILE))
 
     def artifact(self, sha256: str) -> bytes:
         """A release file's bytes, checked.
@@ -251,16 +262,28 @@ class RepositoryFiles:
             data = (settled or {}).get(task) or self.sign(targets, task, state.targets)
             files[f"{targets.version}.{task}.json"] = data
             snapshot.meta[f"{task}.json"] = meta_file(targets.version, data)
-        if roles or renew_snapshot:
-            snapshot.version += 1
-            snapshot.expires = expiry(now, SNAPSHOT_LIFETIME)
-            data = self.sign(snapshot, "snapshot", state.root)
-            files[f"{snapshot.version}.snapshot.json"] = data
-            timestamp.snapshot_meta = meta_file(snapshot.version, data)
-        timestamp.version += 1
-        timestamp.expires = expiry(now, TIMESTAMP_LIFETIME)
-        files[TIMESTAMP_FILE] = self.sign(timestamp, "timestamp", state.root)
+        changed = bool(roles) or renew_snapshot
+        snapshot.version, timestamp.version = snapshot.version + changed, timestamp.version + 1
+        files |= self.sign_top(state.root, snapshot if changed else None, timestamp, now)
         self.write(files)
+        return files
+
+    def sign_top(self, root: Root, snapshot: Snapshot | None, timestamp: Timestamp, now: float) -> dict[str, bytes]:
+        """Sign a new snapshot, if there is one, and the timestamp that names it; their dates are set here.
+
+        Returns:
+            The files by name, the timestamp last.
+
+        Raises:
+            ConfigError, RefusedError: as `sign`.
+        """
+        files: dict[str, bytes] = {}
+        if snapshot is not None:
+            snapshot.expires = expiry(now, SNAPSHOT_LIFETIME)
+            data = files[f"{snapshot.version}.snapshot.json"] = self.sign(snapshot, "snapshot", root)
+            timestamp.snapshot_meta = meta_file(snapshot.version, data)
+        timestamp.expires = expiry(now, TIMESTAMP_LIFETIME)
+        files[TIMESTAMP_FILE] = self.sign(timestamp, "timestamp", root)
         return files
 
     def write(self, files: Mapping[str, bytes]) -> None:
@@ -376,6 +399,10 @@ def _read(path: Path, most: int) -> bytes:
     """A file's bytes, one more than may be at most: a validator reads what a hostile aggregator may have put there."""
     with path.open("rb") as file:
         return file.read(most + 1)
+
+
+def _mark(timestamp: bytes) -> str:
+    return hashlib.sha256(timestamp).hexdigest()
 
 
 def checked_size(document: Metadata[Any], role: str) -> bytes:

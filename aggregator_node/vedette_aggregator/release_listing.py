@@ -118,6 +118,11 @@ def active_version(releases: Releases) -> int | None:
     return next((v for v, r in releases.items() if any(t.custom["active"] for t in r.values())), None)
 
 
+def newest_version(releases: Iterable[int], revoked: Iterable[RevokedRelease]) -> int:
+    """The highest number that was ever given, a revoked one counted; −1 for none."""
+    return max([*releases, *(each.version for each in revoked)], default=-1)
+
+
 def shown_releases(releases: Releases) -> list[dict[Variant, TargetFile]]:
     """The active release, the one that it was made from (else the one below it), and those that are newer."""
     active = active_version(releases)

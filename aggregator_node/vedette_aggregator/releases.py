@@ -12,6 +12,7 @@ from vedette_aggregator.aggregation import Candidate, GlobalModel
 from vedette_aggregator.artifacts import Artifact, assumed_ranges, build_artifacts
 from vedette_aggregator.candidate_gate import CandidateGate
 from vedette_aggregator.holdouts import Holdouts
+from vedette_aggregator.listed_releases import ListedReleases
 from vedette_aggregator.publication import Publication
 from vedette_aggregator.registry import Registry
 from vedette_aggregator.round_events import Released
@@ -105,26 +106,26 @@ class Releases:
             ConfigError: what is published is for another network or feature schema than the settings ask for.
             TransientError: the disk is full.
         """
-        versions = self._registry.versions(self._task.task)
-        if not versions:
+        if not self._registry.versions(self._task.task):
             weights = self._model.network.initial_weights(np.random.default_rng(self._task.seed))
             data = write_weights(WeightsFile(self._model.network, weights, self._model.schema))
             packed, digest = plan_bytes(plan)
             files = {Variant.WEIGHTS: data, Variant.PLAN: packed}
             custom = {v: self._describe(v, 0, None, digest) for v in files}
             self._registry.publish(self._task.task, 0, files, custom, now)
-        model = self.active_model()
+        state = self._registry.state()
+        model = self._active_model(state)
         self._check(model.plan, plan)
-        self._write_down(now)
+        self._write_down(state, now)
         return model
 
-    def active_model(self) -> GlobalModel:
+    def _active_model(self, state: ListedReleases) -> GlobalModel:
         """The active release as what a round starts from; see `model_of`."""
         task = self._task.task
-        version = self._registry.active(task)
+        version = state.active(task)
         if version is None:
             raise ConfigError(f"task {task}: found no active release in the repository; restore it from its backup")
-        return self.model_of(version)
+        return self._model_of(state, version)
 
     def model_of(self, version: int) -> GlobalModel:
         """A kept release as what a round starts from; the optimiser begins anew.
@@ -133,9 +134,12 @@ class Releases:
             ConfigError: its files are missing or damaged, or of another feature schema.
             RefusedError: there is no such release.
         """
+        return self._model_of(self._registry.state(), version)
+
+    def _model_of(self, state: ListedReleases, version: int) -> GlobalModel:
         task = self._task.task
-        target, data = self._registry.target(task, version, Variant.WEIGHTS)
-        _, packed = self._registry.target(task, version, Variant.PLAN)
+        target, data = state.target(task, version, Variant.WEIGHTS)
+        _, packed = state.target(task, version, Variant.PLAN)
         found = read_weights(data)
         difference = self._model.schema.difference(found.schema)
         if difference:
@@ -154,12 +158,13 @@ class Releases:
             TransientError: the disk is full: try again.
             ConfigError: the repository is damaged, or the quantiser is not installed.
         """
-        done = self._released(candidate)
+        state = self._registry.state()
+        done = self._released(state, candidate)
         if done is not None:
             self._record(candidate, done.version)
             return done, self._registry.retained()
-        version = self._registry.next_version(self._task.task)
-        self._check_parent(candidate, now)
+        version = state.next_version(self._task.task)
+        self._check_parent(state, candidate, now)
         artifacts = self._build(candidate, now)
         self.gate.check(candidate, self._parent(candidate), {v: a.data for v, a in artifacts.items()}, now)
         plan_digest = _digest(plan)
@@ -186,9 +191,9 @@ class Releases:
         self._record(candidate, version)
         return Released(version, artifacts[Variant.WEIGHTS].sha256, plan_digest), publication
 
-    def _check_parent(self, candidate: Candidate, now: float) -> None:
+    def _check_parent(self, state: ListedReleases, candidate: Candidate, now: float) -> None:
         """The gate holds a candidate against its parent: one of a release that was left would be as bad, and pass."""
-        active, name = self._registry.active(self._task.task), self._task.task
+        active, name = state.active(self._task.task), self._task.task
         if self.staging is not None and self.staging.is_staged(name, candidate.parent_version):
             return  # a rollout's candidate has children before it is active; the rollout machine withdraws them with it
         if active != candidate.parent_version:
@@ -207,7 +212,7 @@ class Releases:
             TransientError, ConfigError: as `release`.
         """
         self._registry.take_back(self._task.task)
-        done = self._released(candidate)
+        done = self._released(self._registry.state(), candidate)
         if done is None:
             self.gate.refused(candidate, reason)
             return None
@@ -241,15 +246,12 @@ class Releases:
         listed = self._registry.listed(self._task.task, version)
         self.gate.released(candidate, version, {variant: target.sha256 for variant, target in listed.items()})
 
-    def _write_down(self, now: float) -> None:
+    def _write_down(self, state: ListedReleases, now: float) -> None:
         """Releases that the record does not know: the initial one, and those from before there was a record."""
         task = self._task.task
-        if self.gate.lineage is None:
-            return
-        for version in self._registry.versions(task):
-            listed = self._registry.listed(task, version)
-            said, data = self._registry.target(task, version, Variant.WEIGHTS)
-            files = {variant: target.sha256 for variant, target in listed.items()}
+        for version in self.gate.unknown(state.versions(task)):
+            said, data = state.target(task, version, Variant.WEIGHTS)
+            files = {variant: target.sha256 for variant, target in state.listed(task, version).items()}
             self.gate.initial(data, version, said.round, files, said.parent, now)
 
     def _describe(self, variant: Variant, version: int, candidate: Candidate | None, plan: str) -> ReleaseTarget:
@@ -272,13 +274,13 @@ class Releases:
             }
         )
 
-    def _released(self, candidate: Candidate) -> Released | None:
+    def _released(self, state: ListedReleases, candidate: Candidate) -> Released | None:
         """The newest release, if it is this candidate's: published before a crash, and not answered."""
-        task, version = self._task.task, self._registry.versions(self._task.task)[-1]
-        target, data = self._registry.target(task, version, Variant.WEIGHTS)
-        if (target.round, target.transcript) != (candidate.round, candidate.transcript.hex()):
+        task, version = self._task.task, state.versions(self._task.task)[-1]
+        target = state.listed(task, version)[Variant.WEIGHTS]
+        if (target.custom.round, target.custom.transcript) != (candidate.round, candidate.transcript.hex()):
             return None
-        return Released(version, _digest(data), target.plan)
+        return Released(version, target.sha256, target.custom.plan)
 
     def _check(self, published: bytes, wanted: Plan) -> None:
         found = read_plan(published)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,12 +80,16 @@ class RolloutWatch:
         self._samples: dict[tuple[bool, str], dict[str, deque[float]]] = {}
         self._buckets: dict[str, int] = {}
         self._salt = b""
+        self._drawn: tuple[object, ...] = ()
+        self._here: tuple[set[str], set[str]] = set(), set()
+        self._unsorted: set[str] = set()
 
     def take_device(self, event: DeviceReported) -> None:
         """A device's newest state."""
         before = self.devices.get(event.device)
         if before is not None or len(self.devices) < DEVICES_MAX:
             self.devices[event.device] = event
+            self._unsorted.add(event.device)
             self.size += (event.version is not None) - (before is not None and before.version is not None)
 
     def fleet(self, record: RolloutRecord) -> list[str]:
@@ -96,10 +100,29 @@ class RolloutWatch:
         pinned = {pin.device for pin in record.pins}
         return sorted(d.device for d in self.devices.values() if d.version is not None and d.device not in pinned)
 
-    def cohorts(self, record: RolloutRecord) -> tuple[list[str], list[str]]:
-        """Devices that are here now and exposed, and those that are here now in the control cohort."""
-        here = {d: self._is_exposed(record, d) for d in self.fleet(record) if self.devices[d].is_online}
-        return [d for d, e in here.items() if e is True], [d for d, e in here.items() if e is False]
+    def cohorts(self, record: RolloutRecord) -> tuple[Set[str], Set[str]]:
+        """Devices that are here now and exposed, and those that are here now in the control cohort.
+
+        Good until the next call. It is asked at each alert, so that only devices that reported since the last call are
+        looked at, unless cohorts are drawn otherwise now.
+        """
+        drawn = (record.salt, record.share_ppm, record.control_ppm, record.members, record.pins)
+        exposed, control = self._here
+        if drawn != self._drawn:
+            self._drawn, self._unsorted = drawn, set(self.devices)
+            exposed.clear()
+            control.clear()
+        pinned = {pin.device for pin in record.pins} if self._unsorted else ()
+        for name in self._unsorted:
+            exposed.discard(name)
+            control.discard(name)
+            device = self.devices[name]
+            if device.is_online and device.version is not None and name not in pinned:
+                place = self._is_exposed(record, name)
+                if place is not None:
+                    (exposed if place else control).add(name)
+        self._unsorted.clear()
+        return exposed, control
 
     def counts_in(self, record: RolloutRecord, device: str, version: int) -> bool | None:
         """Which cohort a report counts in: exposed (True) or control (False); None for neither.
@@ -157,8 +180,8 @@ class RolloutWatch:
         self,
         settings: RolloutSettings,
         candidate: int,
-        candidates: Collection[str],
-        controls: Collection[str],
+        candidates: Set[str],
+        controls: Set[str],
         *,
         exposed: int,
         compares: bool,
@@ -184,7 +207,7 @@ class RolloutWatch:
         )
         return Judgement(gates, critical)
 
-    def mass_alerts(self, settings: RolloutSettings, candidates: Collection[str], controls: Collection[str]) -> str:
+    def mass_alerts(self, settings: RolloutSettings, candidates: Set[str], controls: Set[str]) -> str:
         """Why alerts alone are reason enough to go back; empty if they are not."""
         flooding = _flooding(self.tallies.candidate, candidates, settings.mass_alerts)
         least = max(min(2, len(candidates)), math.ceil(settings.mass_share * len(candidates)))
@@ -236,8 +259,9 @@ class RolloutWatch:
         return [value for values in self._samples.get((is_candidate, name), {}).values() for value in values]
 
 
-def _flooding(counts: Mapping[str, int], devices: Collection[str], least: int) -> int:
-    return sum(counts.get(device, 0) >= least for device in devices)
+def _flooding(counts: Mapping[str, int], devices: Set[str], least: int) -> int:
+    """How many of these devices opened so many alerts: counts are of a few of them."""
+    return sum(count >= least and device in devices for device, count in counts.items())
 
 
 def _mean(values: Collection[float]) -> str:

@@ -149,16 +149,17 @@ class Rollouts:
         """Tell a task's machine what the repository lists now."""
         if task not in self._machines:
             return
-        registry = self._parts.registry
-        active = registry.active(task)
+        # Read here and now: of a state that was read a while ago the machine would take a step back for a decision.
+        state = self._parts.registry.state()
+        active, versions = state.active(task), state.versions(task)
         if active is not None:
-            await self._handle(task, ActiveSeen(active, registry.listed(task, active)[Variant.WEIGHTS].sha256))
+            await self._handle(task, ActiveSeen(active, state.listed(task, active)[Variant.WEIGHTS].sha256))
         record = self._machines[task].record
-        if record.is_live and record.candidate not in registry.versions(task):
+        if record.is_live and record.candidate not in versions:
             await self._handle(task, ReleaseUnlisted(record.candidate))
-        for version in registry.versions(task):
+        for version in versions:
             if active is not None and version > active:
-                target = registry.listed(task, version)[Variant.WEIGHTS]
+                target = state.listed(task, version)[Variant.WEIGHTS]
                 await self._handle(task, CandidateListed(version, target.sha256, target.custom.parent))
 
     async def connected(self) -> None:

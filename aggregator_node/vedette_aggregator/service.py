@@ -111,7 +111,7 @@ class AggregatorService:
         self._say = RoundMessages(self._topics, self._node.id, self._node.signer)
         self._metrics = Metrics(AGGREGATOR_METRICS)
         self._database = Database(state_path(settings), alert_store.TABLES + device_book.TABLES)
-        self._store = StateStore(self._database)
+        self._store, self._lineage = StateStore(self._database), Lineage(self._database.path)
         self._alerts = AlertStore(self._database)
         self._fleet = Fleet(self._metrics, FleetEventSettings(**settings.fleet_events.model_dump()))
         self._registry = Registry(settings.trust_dir)
@@ -181,7 +181,7 @@ class AggregatorService:
         if task.defence.root_set is not None:
             self._roots[task.task] = RootSet.load(task.defence.root_set, model.network, model.schema)
         releases = Releases(self._registry, task, model)
-        watch_gate(releases.gate, self._database.path, self._metrics, lambda: self._machines[task.task])
+        watch_gate(releases.gate, self._lineage, self._metrics, lambda: self._machines[task.task])
         self._turns[task.task] = asyncio.Lock()
         self._releases[task.task] = releases
         parts = RoundParts(
@@ -213,7 +213,7 @@ class AggregatorService:
             messages=RolloutMessages(self._topics, self._node.id, self._node.signer),
             put_out=self._put_out,
             follow=self._follow_releases,
-            lineage=Lineage(self._database.path),
+            lineage=self._lineage,
             promoted=self._promoted,
         )
         rollouts = Rollouts.of(self._settings.tasks, parts, self._releases)
@@ -377,7 +377,7 @@ class AggregatorService:
 
     async def _changed_beside(self, task: str) -> None:
         self._secrets.forget_beacons()
-        await asyncio.to_thread(note_revocations, self._registry, Lineage(self._database.path), task, time.time())
+        await asyncio.to_thread(note_revocations, self._registry, self._lineage, task, time.time())
         await self._rollouts.look(task)
         await self._follow_releases(task)
 

@@ -22,16 +22,17 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 
 from vedette_aggregator.countersigning import Countersigning, Verdict
+from vedette_aggregator.listed_releases import ListedReleases
 from vedette_aggregator.registry_files import RELEASE_LIFETIME, RepositoryFiles, RepositoryState
 from vedette_aggregator.release_listing import Releases, active_version, releases_of, revoked_of
-from vedette_aggregator.release_source import ListedTarget, ReleaseSource
+from vedette_aggregator.release_source import ReleaseSource
 from vedette_aggregator.validation import GateVerdict
 from vedette_aggregator.validator_gate import ReleaseGate, UnpreparedError
 from vedette_aggregator.validator_record import Said, ValidatorRecord
 from vedette_aggregator.validator_settings import ValidatorSettings
 from vedette_core.runtime.durable import file_error, make_directory, write_durable
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError, VedetteError
-from vedette_schemas.model import ReleaseTarget, Variant, parse_custom, target_path
+from vedette_schemas.model import Variant, parse_custom, target_path
 from vedette_schemas.trust import (
     REVOKED_FIELD,
     REVOKED_MAX,
@@ -220,12 +221,13 @@ class Validator:
                 f"{before_it} where it is a rollout's candidate",
                 rule="active",
             )
+        proposed = ListedReleases(self._files, {task: after})
         for version in added:
             if not {Variant.WEIGHTS, Variant.PLAN} <= set(new[version]):
                 raise RefusedError(
                     f"release {task} {version}: found no weights or no plan, expected both", rule="variants"
                 )
-            faults = self._validate(_Proposed(self._files, task, new), task, version)
+            faults = self._validate(proposed, task, version)
             if faults:
                 raise RefusedError(f"release {task} {version}: {'; '.join(faults)}", rule="validation")
 
@@ -265,30 +267,6 @@ class Validator:
                 "this validator knows it",
                 rule="root",
             )
-
-
-class _Proposed:
-    """The proposed releases as a `ReleaseSource`."""
-
-    def __init__(self, files: RepositoryFiles, task: str, releases: Mapping[int, Mapping[Variant, TargetFile]]) -> None:
-        self._files, self._task, self._releases = files, task, releases
-
-    def versions(self, task: str) -> tuple[int, ...]:
-        """See `ReleaseSource`."""
-        return tuple(sorted(self._releases)) if task == self._task else ()
-
-    def listed(self, task: str, version: int) -> dict[Variant, ListedTarget]:
-        """See `ReleaseSource`."""
-        release = self._releases[version]
-        return {v: ListedTarget(t.length, t.hashes["sha256"], parse_custom(t.custom)) for v, t in release.items()}
-
-    def target(self, task: str, version: int, variant: Variant) -> tuple[ReleaseTarget, bytes]:
-        """See `ReleaseSource`."""
-        found = self._releases[version][variant]
-        data = self._files.artifact(found.hashes["sha256"])
-        if len(data) != found.length:
-            raise PeerError(f"{found.path}: found {len(data)} bytes, expected {found.length}", reason="length")
-        return parse_custom(found.custom), data
 
 
 def _check_nothing_else(task: str, after: Targets) -> None:

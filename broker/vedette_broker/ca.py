@@ -28,9 +28,7 @@ from vedette_broker.ca_store import (
     pem,
     private_pem,
     read_index,
-    replace_file,
     swap,
-    synchronise,
     write_index,
     write_new,
     writing,
@@ -47,6 +45,7 @@ from vedette_core.crypto.certificates import (
     make_root,
 )
 from vedette_core.crypto.revocation import LIST_FILE_BYTES_MAX
+from vedette_core.runtime.durable import replace_file, synchronise_directory
 from vedette_core.runtime.identity import Bundle, read_file, read_secret
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.topics import check_id
@@ -263,7 +262,7 @@ def _make_bundle(
     write_new(Bundle(fresh).crl, read_file(directory / LIST_FILE, LIST_FILE_BYTES_MAX), 0o644)
     if role in MANY or role is CertificateRole.ANALYTICS:
         _copy_aggregator(directory, fresh)
-    synchronise(fresh)
+    synchronise_directory(fresh)
     line = Issued(
         id=holder,
         role=role.value,

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -31,14 +30,15 @@ from vedette_broker.ca_store import (
     locked,
     pem,
     read_index,
-    replace_file,
     write_index,
     writing,
 )
+from vedette_core.attestation.keys import RawKeys
 from vedette_core.crypto.certificate_chain import der, load_certificates
 from vedette_core.crypto.certificates import CertificateRole, Issuer, Purpose, make_leaf
 from vedette_core.crypto.requests import read_request
 from vedette_core.crypto.signing import KeyRing
+from vedette_core.runtime.durable import replace_file
 from vedette_core.runtime.identity import read_file
 from vedette_schemas import codec
 from vedette_schemas.enrolment import ENROL_TYPE, RENEW_TYPE, CertificateReply, EnrolRequest, RenewRequest
@@ -65,24 +65,6 @@ class _Keys:
         return sha256(b"".join(parts)).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class _TokenKey:
-    """Knows one token's key, as `Verifier`."""
-
-    token: Token
-
-    def verify(self, sender: str, signature: bytes, data: bytes) -> None:
-        """See `vedette_schemas.envelope.Verifier`."""
-        if sender != self.token.id:
-            raise PeerError(f"request: found sender {sender!r}, expected {self.token.id!r}", reason="sender")
-        try:
-            Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.token.key)).verify(signature, data)
-        except InvalidSignature:
-            raise PeerError(
-                f"{sender}: found a signature that the token's key did not make", reason="signature"
-            ) from None
-
-
 def enrol(directory: Path, sealed: bytes, *, now: float, allow: AllowList | None = None) -> CertificateReply:
     """Give a new node its first certificates.
 
@@ -107,7 +89,8 @@ def enrol(directory: Path, sealed: bytes, *, now: float, allow: AllowList | None
                 f"token {claimed}: found none of that name in force, expected one of `vedette ca token`",
                 rule="token-unknown",
             )
-        request, _ = unseal(EnrolRequest, sealed, ENROL_TYPE, _TokenKey(token), sender=token.id)
+        known = RawKeys({token.id: (bytes.fromhex(token.key),)})
+        request, _ = unseal(EnrolRequest, sealed, ENROL_TYPE, known, sender=token.id)
         if request.token != token.id:
             raise PeerError(f"request: found token {request.token!r}, expected {token.id!r}", reason="token")
         keys = _keys(request)

@@ -18,7 +18,6 @@ from vedette_broker.ca_store import (
     load_issuer,
     locked,
     read_index,
-    replace_file,
     write_index,
     writing,
 )
@@ -32,6 +31,7 @@ from vedette_core.crypto.revocation import (
     make_list,
     read_list,
 )
+from vedette_core.runtime.durable import replace_file
 from vedette_core.runtime.identity import Bundle, read_file
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 

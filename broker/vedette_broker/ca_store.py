@@ -28,17 +28,13 @@ from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from vedette_core.crypto.certificate_chain import load_certificates
 from vedette_core.crypto.certificates import Issuer
 from vedette_core.crypto.revocation import RevocationReason
-from vedette_core.runtime.identity import read_file, read_secret
+from vedette_core.runtime.durable import replace_file, synchronise_directory
+from vedette_core.runtime.identity import read_file, read_private_key
 from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.topics import check_id
 
@@ -235,12 +231,8 @@ def load_issuer(directory: Path, now: float) -> tuple[Issuer, x509.Certificate]:
         ConfigError: missing, damaged, not belonging together, or ended.
     """
     path = directory / "online" / "ca.key"
-    data = read_secret(path)
+    key = read_private_key(path, "it is not the authority's: restore it")
     root, online = load_chain(directory)
-    try:
-        key = load_pem_private_key(data, password=None)
-    except (ValueError, TypeError) as fault:
-        raise ConfigError(f"{path.parent}: found files that are not the authority's ({fault}); restore them") from fault
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != online.public_key():
         raise ConfigError(f"{path}: found a key that is not that of ca.crt beside it; restore it")
     if now >= online.not_valid_after_utc.timestamp():
@@ -299,24 +291,6 @@ def write_new(path: Path, data: bytes, mode: int) -> None:
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, data: bytes, mode: int) -> None:
-    """Put a file in another one's place: a reader finds the old bytes or the new ones."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    write_new(fresh, data, mode)
-    fresh.replace(path)
-    synchronise(path.parent)
-
-
-def synchronise(directory: Path) -> None:
-    """Make renames in a directory durable."""
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def swap(fresh: Path, bundle: Path) -> None:
     """Put a new bundle in an old one's place."""
     old = bundle.with_name(f".{bundle.name}.old")
@@ -324,7 +298,7 @@ def swap(fresh: Path, bundle: Path) -> None:
     if bundle.exists():
         bundle.rename(old)
     fresh.rename(bundle)
-    synchronise(bundle.parent)
+    synchronise_directory(bundle.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

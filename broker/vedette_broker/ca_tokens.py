@@ -10,9 +10,10 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from vedette_broker.ca_store import Token, load_issuer, locked, pem, read_index, replace_file, write_index, writing
+from vedette_broker.ca_store import Token, load_issuer, locked, pem, read_index, write_index, writing
 from vedette_core.crypto.certificates import BOOTSTRAP_S, MANY, CertificateRole, Purpose, check_holder, make_leaf
 from vedette_core.crypto.enrolment_token import SECRET_BYTES, EnrolmentToken
+from vedette_core.runtime.durable import replace_file
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 
 TOKENS_MAX: Final = 10_000

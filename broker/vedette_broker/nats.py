@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vedette_broker.limits import INFLIGHT_MAX, PACKET_BYTES_MAX
-from vedette_core.crypto.certificates import CertificateRole
+from vedette_core.crypto.certificates import CertificateRole, access_role
 from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.topics import ACCESS, Action, Role, Topics, check_id
 
@@ -154,13 +154,6 @@ def render_users(site: str, issued: Iterable[tuple[str, CertificateRole]]) -> st
     except PeerError as fault:
         raise ConfigError(f"nats {fault}") from fault
     return "\n".join([*lines, "  ]", "}"]) + "\n"
-
-
-def access_role(role: CertificateRole) -> Role | None:
-    """A certificate's role in the access table; None for those that are nobody's client."""
-    if role is CertificateRole.COMMITTEE:
-        return Role.DEVICE
-    return next((each for each in Role if each.value == role.value), None)
 
 
 def subjects(topic_filter: str) -> list[str]:

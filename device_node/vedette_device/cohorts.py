@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol
 
 from vedette_core.machine import Effect, Event, Persist, Tick
 from vedette_core.runtime.storage import StateStore
 from vedette_device.cohort_machine import CohortMachine, RolloutReceived
-from vedette_device.rollout_report import Updating, rollout_progress
+from vedette_device.update_machine import UpdateMachine
 from vedette_schemas.telemetry import RolloutProgress
+
+
+class Updating(Protocol):
+    """Whoever applies a task's releases."""
+
+    machine: UpdateMachine
 
 
 class Cohorts:
@@ -53,5 +60,18 @@ class Cohorts:
                 await self.step(task, Tick())
 
     def progress(self, updates: Mapping[str, Updating]) -> tuple[RolloutProgress, ...]:
-        """See `rollout_progress`."""
-        return rollout_progress(self._machines, updates)
+        """How far this device is with the rollout of every task that has one: what it says in its state.
+
+        Args:
+            updates: by task; empty before the node is assembled.
+        """
+        return tuple(
+            RolloutProgress(
+                task=task,
+                seq=state.seq,
+                candidate=state.candidate,
+                outcome=updates[task].machine.outcome(state.candidate),
+            )
+            for task, machine in self._machines.items()
+            if task in updates and (state := machine.state) is not None
+        )

@@ -29,17 +29,3 @@ def first_calibration(sketch: ScoreSketch) -> Calibration:
             rule="examples",
         )
     return calibrate(sketch.representatives(SCORES_KEPT))
-
-
-def first_threshold(sketch: ScoreSketch, alpha: float) -> float:
-    """The score that a benign window of the fleet passes with a probability of at most `alpha`.
-
-    Args:
-        sketch: of the fleet's benign scores with the same model.
-        alpha: 0 < α < 1.
-
-    Raises:
-        RefusedError: the sketch holds too few scores.
-    """
-    first_calibration(sketch)
-    return sketch.threshold(alpha)

@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vedette_broker import ca
-from vedette_broker.ca_store import load_issuer, replace_file
+from vedette_broker.ca_store import load_issuer
 from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig
 from vedette_broker.mosquitto import CONF, MosquittoConfig, render
 from vedette_broker.nats import CONF as NATS_CONF
@@ -31,6 +31,7 @@ from vedette_broker.nats import render as render_nats
 from vedette_core.crypto.certificate_chain import load_certificates
 from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.crypto.revocation import Revocation, make_list
+from vedette_core.runtime.durable import replace_file
 from vedette_core.runtime.identity import Bundle, client_context
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
 from vedette_schemas.topics import Topics

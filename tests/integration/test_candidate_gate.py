@@ -91,7 +91,7 @@ class Site:
         def no_rounds() -> None:
             raise AssertionError("nothing asks the rounds here")
 
-        watch_gate(releases.gate, self.state, self.metrics, no_rounds)  # type: ignore[arg-type]
+        watch_gate(releases.gate, Lineage(self.state), self.metrics, no_rounds)  # type: ignore[arg-type]
         releases.gate.spent = lambda: 2.5
         self.start = releases.initial(self.plan, NOW)
         return releases

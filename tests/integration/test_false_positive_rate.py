@@ -22,7 +22,7 @@ from vedette_core.learning.local_training import train
 from vedette_core.learning.network import Network, build_network
 from vedette_core.learning.spec import dense_spec, flow_spec
 from vedette_core.machine import Publish
-from vedette_device.cold_start import first_threshold
+from vedette_device.cold_start import first_calibration
 from vedette_device.detection_machine import DetectionMachine, DetectionSettings, WindowScored
 from vedette_device.detector import Detector, DetectorSettings
 from vedette_device.features import Window
@@ -160,7 +160,7 @@ def outcome(task: str, gateways: int) -> Outcome:
         limits = {
             "fixed": {a: calibration.threshold(a) for a in ALPHAS},
             "by_rank": {a: float(calibration.ordered[-int(a * (calibration.size + 1))]) for a in ALPHAS},
-            "first": {a: first_threshold(others, a) if others else np.inf for a in ALPHAS},
+            "first": {a: first_calibration(others).threshold(a) if others else np.inf for a in ALPHAS},
         }
         alerts: list[Alert] = []
         machine = DetectionMachine("s", each.gateway.id, task, task, DetectionSettings())  # type: ignore[arg-type]

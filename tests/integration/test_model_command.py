@@ -17,10 +17,12 @@ import pytest
 from vedette import toml_writer
 from vedette.exit_codes import ExitCode
 from vedette.main import main
+from vedette_aggregator import release_check
 from vedette_aggregator.aggregation import Candidate
 from vedette_aggregator.artifacts import TFLITE_VARIANTS, assumed_ranges, build_artifacts
 from vedette_aggregator.registry import Registry
-from vedette_aggregator.release_check import check_release
+from vedette_aggregator.release_check import Finding, check_release
+from vedette_aggregator.release_source import ReleaseSource
 from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
 from vedette_aggregator.round_settings import RoundSettings
 from vedette_aggregator.round_state import RoundKeys, RoundRecord, RoundState
@@ -261,6 +263,20 @@ def test_a_file_that_rotted_is_named_and_never_exported(site: Site, vedette: Ved
     assert "restore a backup" in ran.err
     assert not (tmp_path / "out").exists()
     assert vedette("model", "list", "-c", site.config).code == ExitCode.OK, "it reads no file"
+
+
+def test_a_release_that_is_revoked_while_it_is_verified_is_no_finding(
+    site: Site, vedette: Vedette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(source: ReleaseSource, task: str, version: int) -> tuple[Finding, ...]:
+        site.registry.revoke("network", 1, "floods alerts", NOW)  # a running aggregator tidies its files away
+        return check_release(source, task, version)
+
+    monkeypatch.setattr(release_check, "check_release", slow)
+    ran = vedette("model", "verify", "-c", site.config)
+    assert ran.code == ExitCode.OK, ran.out
+    assert "network 0 weights" in ran.out
+    assert "int8" not in ran.out
 
 
 def test_metadata_that_somebody_edited_stop_everything(site: Site, vedette: Vedette) -> None:

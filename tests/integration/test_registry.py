@@ -13,9 +13,11 @@ import pytest
 from power_cut import count_steps, run_until_cut
 from release_site import HOUR, START, TASKS, Site, describe, release_files
 
+from vedette_aggregator.listed_releases import ListedReleases
 from vedette_aggregator.publication import Publication, retained_messages
 from vedette_aggregator.registry import RELEASES_KEPT, Registry
 from vedette_aggregator.registry_ceremony import renew
+from vedette_aggregator.registry_files import RepositoryFiles, RepositoryState
 from vedette_schemas.errors import ConfigError, RefusedError, TransientError
 from vedette_schemas.model import CHUNK_BYTES, MODEL_BYTES_MAX, Variant
 from vedette_schemas.topics import Topics
@@ -42,6 +44,69 @@ def test_versions_go_up_by_one(site: Site) -> None:
             site.registry.publish("network", wrong, files, describe("network", wrong, files), START)
         assert refused.value.rule == "version"
     assert site.registry.active("sensor") is None
+
+
+def test_a_state_answers_of_one_moment_and_the_next_of_now(site: Site) -> None:
+    site.publish("network", 0)
+    before = site.registry.state()
+    site.publish("network", 1)
+    assert (before.active("network"), before.versions("network"), before.next_version("network")) == (0, (0,), 1)
+    with pytest.raises(RefusedError, match="expected one of those kept: 0$"):
+        before.listed("network", 1)
+    after = site.registry.state()
+    assert (after.active("network"), after.versions("network"), after.next_version("network")) == (1, (0, 1), 2)
+    Registry(site.repository).revoke("network", 1, "floods alerts", START)  # beside this process
+    now = site.registry.state()
+    assert (now.active("network"), [each.version for each in now.revoked("network")]) == (0, [1])
+    assert after.revoked("network") == ()
+    with pytest.raises(ConfigError, match="found no task 'host', expected one of network, sensor"):
+        now.versions("host")
+
+
+def test_a_file_of_another_length_than_its_role_says_is_none(site: Site) -> None:
+    site.publish("network", 0)
+    files = RepositoryFiles(site.repository)
+    roles = files.load().roles
+    found = roles["network"].targets["network/0/plan"]
+    found.length += 1
+    listed = ListedReleases(files, roles)
+    assert listed.target("network", 0, Variant.WEIGHTS)[0].version == 0
+    with pytest.raises(ConfigError, match="network/0/plan: found 15 bytes, expected 16"):
+        listed.target("network", 0, Variant.PLAN)
+
+
+def test_many_questions_verify_a_repository_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[RepositoryFiles] = []
+    load = RepositoryFiles.load
+
+    def counted(files: RepositoryFiles, *, verify: bool = True) -> RepositoryState:
+        loaded.append(files)
+        return load(files, verify=verify)
+
+    monkeypatch.setattr(RepositoryFiles, "load", counted)
+    site.publish("network", 0)
+    assert len(loaded) == 2, "what it starts from, and what came of it"
+    registry = Registry(site.repository)
+    assert len(loaded) == 3
+    for _ in range(2):
+        assert (registry.active("network"), registry.versions("network")) == (0, (0,))
+        assert registry.target("network", 0, Variant.PLAN)[1] == b"plan of network"
+        assert registry.expires().keys() == {"root", "targets", "snapshot", "timestamp", *TASKS}
+    assert len(loaded) == 3
+    site.registry.refresh_timestamp(START + 13 * HOUR)
+    loaded.clear()
+    assert registry.expires()["timestamp"] == START + 13 * HOUR + 24 * HOUR
+    assert registry.active("network") == 0
+    assert len(loaded) == 1, "another process signed"
+
+
+def test_a_damaged_file_is_found_by_whoever_writes_or_puts_out(site: Site) -> None:
+    site.publish("network", 0)
+    path = site.repository / "metadata" / "2.network.json"
+    path.write_bytes(path.read_bytes().replace(b"0.125", b"0.124"))
+    for write in (site.registry.retained, lambda: site.registry.refresh_timestamp(START)):
+        with pytest.raises(ConfigError, match="damaged release repository"):
+            write()
 
 
 def test_publishing_the_same_release_again_changes_nothing(site: Site) -> None:

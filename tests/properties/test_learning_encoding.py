@@ -16,11 +16,8 @@ from vedette_core.learning.encoding import (
     decode_checked,
     decode_mean,
     encode,
-    public_weight,
     rotation_seed,
     rounding_slack,
-    sum_bits,
-    update_weight,
     weigh,
     weighted_sum,
 )
@@ -301,20 +298,6 @@ def test_noise_is_apart_from_the_levels_and_of_the_scale_asked_for() -> None:
             encode(delta, encoding, np.random.default_rng(5), noise_sigma=sigma)
 
 
-@given(bucket=st.integers(0, 40), reference=st.integers(1, 2**42), weight_max=st.integers(1, 300))
-@settings(max_examples=300)
-def test_public_weights_are_the_formula(bucket: int, reference: int, weight_max: int) -> None:
-    expected = max(1, min(weight_max, round(Fraction(2**bucket, reference))))
-    assert public_weight(bucket, reference, weight_max) == expected
-    assert public_weight(bucket, 2 ** (bucket + 1), weight_max) == 1, "one half"
-
-
-@pytest.mark.parametrize("arguments", [(-1, 500, 8), (3, 0, 8), (3, 500, 0)])
-def test_weights_of_nothing_are_a_fault(arguments: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="weight"):
-        public_weight(*arguments)
-
-
 class RoundHalfUp(np.random.Generator):
     """Rounds up from a half on, so that levels are determined."""
 
@@ -381,13 +364,3 @@ def test_what_cannot_be_a_sum_of_updates_is_refused() -> None:
         Encoding(20, 1.0, SEED, 12)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected \\(20,\\)"):
         encode(np.zeros(21, np.float32), encoding, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize(("examples", "weight"), [(0, 1), (1, 1), (499, 1), (1500, 3), (10**9, 8)])
-def test_no_claim_of_examples_passes_the_largest_weight(examples: int, weight: int) -> None:
-    assert update_weight(examples, examples_reference=500, weight_max=8) == weight
-
-
-def test_the_ring_is_wide_enough_for_the_largest_sum() -> None:
-    assert [sum_bits(w) for w in (1, 256, 257, 258, 32 * 8)] == [16, 16, 16, 32, 16]
-    assert 257 * 255 == 2**16 - 1

@@ -17,12 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from vedette.broker_files import issued_to
 from vedette_broker import ca, hub
 from vedette_broker.ca_revocation import revoke
-from vedette_broker.ca_store import load_issuer, replace_file
+from vedette_broker.ca_store import load_issuer
 from vedette_broker.credentials import Credentials
 from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig
 from vedette_core.crypto.certificate_chain import load_certificates
 from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.crypto.revocation import Revocation, RevocationReason, make_list
+from vedette_core.runtime.durable import replace_file
 from vedette_core.runtime.identity import Bundle, client_context
 from vedette_core.runtime.mqtt import AuthenticationError, LinkConfig, MqttLink, MqttMessage
 from vedette_schemas.errors import ConfigError

@@ -14,9 +14,9 @@ import pytest
 from vedette.broker_files import nats_files, write
 from vedette_broker import ca
 from vedette_broker.limits import PACKET_BYTES_MAX
-from vedette_broker.nats import CONF, USERS, ClusterNode, NatsConfig, access_role, render, render_users, subjects
+from vedette_broker.nats import CONF, USERS, ClusterNode, NatsConfig, render, render_users, subjects
 from vedette_broker.nats_routes import make_route_bundles
-from vedette_core.crypto.certificates import CertificateRole
+from vedette_core.crypto.certificates import CertificateRole, access_role
 from vedette_schemas.errors import ConfigError
 from vedette_schemas.topics import ACCESS, Action, Role, Topics
 

@@ -15,7 +15,6 @@ from vedette.evaluation.metrics import (
     precision_area,
     range_precision_area,
     roc_curve,
-    share_above,
     tpr_at,
     volume_under_surface,
 )
@@ -77,8 +76,6 @@ def test_a_random_score_is_worth_a_half_and_the_prevalence() -> None:
 def test_one_class_alone_has_no_curve_and_bad_input_is_refused() -> None:
     assert roc_curve([1.0, 2.0], [False, False]) is None
     assert roc_curve([1.0, 2.0], [True, True]) is None
-    assert share_above(np.zeros(0), 1.0) is None
-    assert share_above(np.array([0.0, 1.0, 2.0, 3.0]), 1.0) == 0.5
     with pytest.raises(ValueError, match="not finite"):
         roc_curve([1.0, np.nan], [True, False])
     with pytest.raises(ValueError, match="shapes"):

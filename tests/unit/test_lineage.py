@@ -64,6 +64,14 @@ def test_a_candidate_becomes_a_release_once(record: Lineage) -> None:
     assert record.of_version("network", 9) is None
 
 
+def test_releases_on_record_are_told_apart_from_candidates(record: Lineage) -> None:
+    assert record.versions("network") == frozenset()
+    for number in range(3):
+        record.keep(candidate(number, version=number or None))
+    assert record.versions("network") == {1, 2}
+    assert record.versions("sensor") == frozenset()
+
+
 def test_ancestors_lead_back_to_the_first(record: Lineage) -> None:
     for number in range(4):
         record.keep(candidate(number, version=number))

@@ -8,7 +8,7 @@ import pytest
 from vedette_aggregator.fleet_sketch import DEVICE_WEIGHT, FACTOR_MAX, merge_sketches
 from vedette_core.learning.calibration import calibrate
 from vedette_core.learning.sketch import BUCKETS, COUNT_MAX, RATIO, SKETCH_BYTES_MAX, ScoreSketch
-from vedette_device.cold_start import SCORES_KEPT, first_calibration, first_threshold
+from vedette_device.cold_start import SCORES_KEPT, first_calibration
 from vedette_schemas.errors import PeerError, RefusedError
 from vedette_schemas.round import SKETCH_BYTES_MAX as ROUND_SKETCH_BYTES_MAX
 from vedette_schemas.telemetry import SCORE_SKETCH_BYTES_MAX
@@ -99,16 +99,16 @@ def test_a_new_device_takes_its_first_threshold_from_the_fleet() -> None:
     assert fleet is not None
     new = benign(99, 100_000)
 
-    rate = float((new > first_threshold(fleet, 0.01)).mean())
-    assert 0.002 < rate < 0.02
     calibration = first_calibration(fleet)
+    rate = float((new > calibration.threshold(0.01)).mean())
+    assert 0.002 < rate < 0.02
     assert calibration.size <= SCORES_KEPT
-    assert calibration.threshold(0.01) == pytest.approx(first_threshold(fleet, 0.01), rel=0.06)
+    assert calibration.threshold(0.01) == pytest.approx(fleet.threshold(0.01), rel=0.06)
 
 
 def test_a_sketch_of_few_scores_gives_no_threshold() -> None:
     with pytest.raises(RefusedError, match="found a fleet's sketch of 19 scores"):
-        first_threshold(ScoreSketch.of(np.ones(19)), 0.01)
+        first_calibration(ScoreSketch.of(np.ones(19)))
 
 
 def test_one_device_cannot_move_the_fleets_threshold_far() -> None:

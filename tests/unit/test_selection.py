@@ -20,7 +20,7 @@ from vedette_aggregator.selection import (
     select,
 )
 from vedette_aggregator.settings import TaskSection
-from vedette_core.learning.encoding import UINT16_WEIGHT_MAX
+from vedette_core.learning.update_vector import ring_bits
 from vedette_schemas.round import GROUP_MEMBERS_MAX, group_of
 
 DEVICES = [f"gw-{i:03}" for i in range(200)]
@@ -313,4 +313,4 @@ def test_profiles_are_settings_that_exist_and_fit_together(name: str) -> None:
     settings = task.round
     assert settings.survivors_min <= settings.group_size <= GROUP_MEMBERS_MAX
     assert max(settings.quorum, settings.survivors_min) <= settings.checkins_max
-    assert settings.group_size * settings.weight_max <= UINT16_WEIGHT_MAX, "uploads keep to two bytes a coordinate"
+    assert ring_bits(settings.group_size, settings.weight_max, 8) == 16, "uploads keep to two bytes a coordinate"

@@ -183,6 +183,10 @@ def test_a_full_ring_takes_nobody_new(monkeypatch: pytest.MonkeyPatch) -> None:
     ring.learn(site.certificate("dev-1", BOB), NOW)
     with pytest.raises(PeerError, match="full ring"):
         ring.learn(site.certificate("dev-2", BOB), NOW)
+    later = NOW + LEAF_DAYS * DAY_S + 1
+    ring.learn(site.certificate("dev-2", BOB, later), later)
+    assert "dev-1" not in ring, "its certificate has ended"
+    assert len(ring) == 1
 
 
 def test_signer_and_ring_are_what_the_envelope_wants() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vedette_aggregator.selection import assigned_weight
 from vedette_core.crypto.agreement import BOX_OVERHEAD, KeyPair, key_pair
 from vedette_core.crypto.masks import MaskExpander
-from vedette_core.learning.encoding import public_weight
 from vedette_core.learning.local_training import TrainingResult
 from vedette_core.learning.network import build_network
 from vedette_core.learning.optimiser import FedAdam, FedAvg, ServerOptimiser
@@ -79,7 +79,7 @@ def roster_of(rounds: Plan, number: int = 1) -> Roster:
             seq=1,
             certificate=b"not looked at here",
             offer=bytes(64),
-            weight=public_weight(EXAMPLES[device].bit_length() - 1, REFERENCE, rounds.update.weight_max),
+            weight=assigned_weight(EXAMPLES[device].bit_length() - 1, REFERENCE, rounds.update.weight_max),
         )
         for device in DEVICES
     )

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vedette.commands import model_lineage
+from vedette.commands.model_lineage import open_registry
 from vedette.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from vedette_aggregator.registry import Registry
+    from vedette_aggregator.listed_releases import ListedReleases
 
 app = typer.Typer(help="Releases of a site: list, show, compare, verify, revoke, export.", no_args_is_help=True)
 app.command("candidates")(model_lineage.candidates)
@@ -53,8 +54,8 @@ def list_releases(
     if everything:
         model_lineage.print_all(model_lineage.candidate_rows(config, task, limit=10_000), as_json)
         return
-    registry = _registry(config)
-    rows = [_row(registry, each, version) for each in _tasks(registry, task) for version in registry.versions(each)]
+    state = open_registry(config).state()
+    rows = [_row(state, each, version) for each in _tasks(state, task) for version in state.versions(each)]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -88,20 +89,20 @@ def show(
     from vedette_core.learning.weights_file import read_weights
     from vedette_schemas.model import Variant
 
-    registry = _registry(config)
-    chosen = _version(registry, task, version)
+    state = open_registry(config).state()
+    chosen = _version(state, task, version)
     descent = model_lineage.descent_of(config, task, chosen)
-    if descent is not None and chosen not in registry.versions(task):
+    if descent is not None and chosen not in state.versions(task):
         _show_record(task, chosen, descent, as_json)
         return
-    row = _row(registry, task, chosen)
+    row = _row(state, task, chosen)
     row["lineage"] = descent
-    model = read_weights(registry.target(task, chosen, Variant.WEIGHTS)[1])
+    model = read_weights(state.target(task, chosen, Variant.WEIGHTS)[1])
     row["network"] = {**model.network.spec.to_dict(), "weights": model.network.layout.size}
     row["columns"] = list(model.schema.columns)
     for variant in MICRO_VARIANTS:
         if variant.value in row["files"]:
-            arena = estimate_arena(read_graph(registry.target(task, chosen, variant)[1]))
+            arena = estimate_arena(read_graph(state.target(task, chosen, variant)[1]))
             row["files"][variant.value]["arena_bytes"] = arena.recommended_bytes
     if as_json:
         typer.echo(json.dumps(row, indent=2))
@@ -133,7 +134,7 @@ def revoke(
     """Revoke a release for good: devices drop it at once; if it was active, the newest older one becomes active."""
     import time
 
-    registry = _registry(config)
+    registry = open_registry(config)
     if dry_run:
         is_news, after = registry.after_revocation(task, version, reason, sha256 or ())
         said = "would be revoked" if is_news else "is revoked already"
@@ -150,13 +151,18 @@ def verify(config: Config, task: Task = None, as_json: Json = False) -> None:
     """Check signatures and digests of all kept releases, and run each artifact against its weights in numpy."""
     from vedette_aggregator.release_check import check_release
 
-    registry = _registry(config)
+    registry = open_registry(config)
+    state = registry.state()
     findings = [
         finding
-        for each in _tasks(registry, task)
-        for version in registry.versions(each)
-        for finding in check_release(registry, each, version)
+        for each in _tasks(state, task)
+        for version in state.versions(each)
+        for finding in check_release(state, each, version)
     ]
+    if any(finding.fault for finding in findings):
+        # This takes a while, and a running aggregator tidies away what it no longer lists.
+        state = registry.state()
+        findings = [each for each in findings if not each.fault or each.version in state.versions(each.task)]
     faults = sum(bool(finding.fault) for finding in findings)
     if as_json:
         from dataclasses import asdict
@@ -197,8 +203,8 @@ def export(
     if (config is None) == (file is None) or (config is not None and task is None):
         raise typer.BadParameter("found neither or both of --config with --task, and --file; expected one of them")
     if config is not None and task is not None:
-        registry = _registry(config)
-        _, data = registry.target(task, _version(registry, task, version), Variant(variant.value))
+        state = open_registry(config).state()
+        _, data = state.target(task, _version(state, task, version), Variant(variant.value))
     else:
         assert file is not None
         try:
@@ -237,31 +243,23 @@ def _show_record(task: str, version: int, descent: dict[str, Any], as_json: bool
     model_lineage.print_descent(descent)
 
 
-def _registry(config: Path) -> Registry:
-    from vedette_aggregator.registry import Registry
-    from vedette_aggregator.settings import AggregatorSettings
-    from vedette_core.runtime.config import load
-
-    return Registry(load(AggregatorSettings, config).trust_dir)
+def _tasks(state: ListedReleases, task: str | None) -> tuple[str, ...]:
+    return (task,) if task is not None else state.tasks
 
 
-def _tasks(registry: Registry, task: str | None) -> tuple[str, ...]:
-    return (task,) if task is not None else registry.tasks
-
-
-def _version(registry: Registry, task: str, version: int | None) -> int:
+def _version(state: ListedReleases, task: str, version: int | None) -> int:
     from vedette_schemas.errors import RefusedError
 
-    chosen = version if version is not None else registry.active(task)
+    chosen = version if version is not None else state.active(task)
     if chosen is None:
         raise RefusedError(f"task {task}: found no active release, expected one; has a round run yet?", rule="version")
     return chosen
 
 
-def _row(registry: Registry, task: str, version: int) -> dict[str, Any]:
+def _row(state: ListedReleases, task: str, version: int) -> dict[str, Any]:
     from vedette_schemas.model import Variant
 
-    listed = registry.listed(task, version)
+    listed = state.listed(task, version)
     said = listed[Variant.WEIGHTS].custom
     return {
         "task": task,

@@ -187,9 +187,9 @@ def _bytes(config: Path, lineage: Lineage | None, task: str, name: str, number: 
     from vedette_schemas.errors import RefusedError
     from vedette_schemas.model import Variant
 
-    registry = _registry(config)
-    if not name.startswith("round-") and number in registry.versions(task):
-        return registry.target(task, number, Variant.WEIGHTS)[1]
+    state = open_registry(config).state()
+    if not name.startswith("round-") and number in state.versions(task):
+        return state.target(task, number, Variant.WEIGHTS)[1]
     if lineage is None or descent is None or not descent.weights_sha256:
         raise RefusedError(f"{name} of {task}: found no record of its weights, expected one", rule="version")
     return lineage.weights(task, descent.weights_sha256)
@@ -204,7 +204,12 @@ def _lineage_if_there(config: Path) -> Lineage | None:
         return None
 
 
-def _registry(config: Path) -> Registry:
+def open_registry(config: Path) -> Registry:
+    """The release repository that an aggregator's settings name.
+
+    Raises:
+        ConfigError: none there, or a damaged one.
+    """
     from vedette_aggregator.registry import Registry
     from vedette_aggregator.settings import AggregatorSettings
     from vedette_core.runtime.config import load

@@ -144,11 +144,6 @@ def _softened(anomalous: Bools, buffer: int) -> tuple[Float64, list[tuple[int, i
     return np.minimum(soft, 1.0), pieces
 
 
-def share_above(scores: Float64, threshold: float) -> float | None:
-    """Share of scores above a threshold; None of no scores."""
-    return float((scores > threshold).mean()) if len(scores) else None
-
-
 @dataclass(frozen=True, slots=True)
 class Event:
     """An attack in the test stretch: what one entity did or suffered from ``start_s`` to ``end_s``."""

@@ -37,7 +37,6 @@ class Quote:
         extra: what the caller had it sign along.
         clock_safe: whether the TPM's clock did not go back since the last orderly shutdown.
         reset_count: starts of the TPM; only goes up.
-        firmware: version of the TPM's own firmware.
         selection: indexes of the registers, ascending.
         pcr_digest: SHA-256 over their values, in order.
     """
@@ -45,7 +44,6 @@ class Quote:
     extra: bytes
     clock_safe: bool
     reset_count: int
-    firmware: int
     selection: tuple[int, ...]
     pcr_digest: bytes
 
@@ -73,13 +71,13 @@ def read_quote(data: bytes, whose: str) -> Quote:
     reset_count = reader.number(4)
     reader.number(4)  # resumes since then
     safe = reader.number(1)
-    firmware = reader.number(8)
+    reader.number(8)  # version of the TPM's own firmware
     selection = _selection(reader, whose)
     digest = reader.sized(64)
     reader.end()
     if len(digest) != 32 or safe not in (0, 1):
         raise refusal("malformed", f"quote of {whose}", f"a digest of {len(digest)} bytes, safe {safe}", "32, 0 or 1")
-    return Quote(extra, bool(safe), reset_count, firmware, selection, digest)
+    return Quote(extra, bool(safe), reset_count, selection, digest)
 
 
 def _selection(reader: TpmReader, whose: str) -> tuple[int, ...]:

@@ -79,6 +79,16 @@ KEY_USES: Final = {
 }
 
 
+def access_role(role: CertificateRole) -> Role | None:
+    """A certificate's role in the access table; None for those that are nobody's client.
+
+    A committee helper speaks on a branch of its own, as a device does.
+    """
+    if role is CertificateRole.COMMITTEE:
+        return Role.DEVICE
+    return next((each for each in Role if each.value == role.value), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who a verified leaf says that its holder is.
@@ -103,14 +113,15 @@ class Identity:
 
     @property
     def access_role(self) -> Role:
-        """The role in the access table; a committee helper speaks on a branch of its own, as a device does.
+        """The role in the access table; see the function of this name.
 
         Raises:
-            PeerError: the broker is nobody's client.
+            PeerError: it is nobody's client.
         """
-        if self.role is CertificateRole.BROKER:
-            raise PeerError(f"{self.id}: found the broker's own certificate, expected a client's", reason="role")
-        return Role.DEVICE if self.role is CertificateRole.COMMITTEE else Role(self.role.value)
+        found = access_role(self.role)
+        if found is None:
+            raise PeerError(f"{self.id}: found the {self.role}'s own certificate, expected a client's", reason="role")
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,7 @@ class KeyRing:
         if role is not None and identity.role is not role:
             raise PeerError(f"certificate of {identity.id}: found role {identity.role}, expected {role}", reason="role")
         self.revocations.check(identity.serial, identity.id)
-        if identity.id not in self._known and len(self._known) >= SENDERS_MAX:
+        if identity.id not in self._known and len(self._known) >= SENDERS_MAX and not self.forget_expired(now):
             raise PeerError(f"{identity.id}: found a full ring of {SENDERS_MAX} senders", reason="limit")
         assert isinstance(identity.public_key, Ed25519PublicKey)
         known = self._known.get(identity.id)
@@ -217,7 +217,11 @@ class KeyRing:
         self._known.pop(sender, None)
 
     def forget_expired(self, now: float) -> tuple[str, ...]:
-        """Remove every sender whose certificate has ended; return their ids."""
+        """Remove every sender whose certificate has ended; return their ids.
+
+        A ring does so itself for room, and not before: who renews keeps its key, and is believed by it until the ring
+        learns the newer certificate.
+        """
         expired = tuple(s for s, known in self._known.items() if known.identity.not_after < now)
         for sender in expired:
             del self._known[sender]

@@ -29,8 +29,6 @@ from vedette_schemas.round import hash_parts
 
 RANGE_SIGMAS: Final = 4.5
 """After the rotation a coordinate is nearly normal with σ ≤ C/√d: 7 in a million lie beyond and are clamped."""
-UINT16_WEIGHT_MAX: Final = 257
-"""Largest sum of weights whose weighted levels of one byte still fit 16 bits: 257 · 255 = 65,535."""
 REDRAWS_MAX: Final = 8
 """Draws of the rounding before it gives up chance. At 8 bits and 1,024 coordinates about 2 in 100 draws exceed the
 bound for an update at the clip norm; with more coordinates practically none does."""
@@ -180,36 +178,6 @@ def rotation_seed(*, task: str, round_number: int, attempt: int, model: str, pla
     """
     numbers = (str(round_number).encode(), str(attempt).encode())
     return hash_parts(b"vedette-rotation-1", task.encode(), *numbers, bytes.fromhex(model), bytes.fromhex(plan), beacon)
-
-
-def update_weight(num_examples: int, examples_reference: int, weight_max: int) -> int:
-    """What an update counts: clamp(round(n / n_ref), 1, W_max). Bounds what one device can do by claiming examples."""
-    return max(1, min(weight_max, round(num_examples / examples_reference)))
-
-
-def public_weight(examples_bucket: int, examples_reference: int, weight_max: int) -> int:
-    """What an update counts where weights are public: clamp(round(2^bucket / n_ref), 1, W_max).
-
-    Everyone computes it from the check-in, in whole numbers, and to the same result.
-
-    Args:
-        examples_bucket: floor(log2) of the device's examples, ≥ 0.
-        examples_reference: examples that make weight 1, ≥ 1.
-        weight_max: largest weight, ≥ 1.
-    """
-    if examples_bucket < 0 or examples_reference < 1 or weight_max < 1:
-        raise ValueError(
-            f"weight: found bucket {examples_bucket}, reference {examples_reference}, largest {weight_max}, "
-            "expected at least 0, 1, 1"
-        )
-    # A power of two has no half above 1/2 in its quotients, so that half up is what round() does after the clamp.
-    rounded = ((1 << (examples_bucket + 1)) + examples_reference) // (2 * examples_reference)
-    return max(1, min(weight_max, rounded))
-
-
-def sum_bits(weight_sum_max: int) -> int:
-    """Bits that sums of weighted 8-bit levels need: 16 iff at most `UINT16_WEIGHT_MAX` of weight, else 32."""
-    return 16 if weight_sum_max <= UINT16_WEIGHT_MAX else 32
 
 
 def weigh(levels: Levels, weight: int) -> Sums:

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    load_pem_private_key,
 )
 
 from vedette_core.crypto.certificate_chain import damaged_is_refused, load_certificates, verify_chain
@@ -28,7 +26,15 @@ from vedette_core.crypto.enrolment_token import EnrolmentToken
 from vedette_core.crypto.requests import make_request
 from vedette_core.runtime.bundle_swap import BUNDLE_FILES, stage_of, swap_in
 from vedette_core.runtime.durable import remove_durable, write_durable
-from vedette_core.runtime.identity import Bundle, NodeIdentity, load_authorities, read_file, read_secret
+from vedette_core.runtime.identity import (
+    Bundle,
+    NodeIdentity,
+    load_authorities,
+    read_file,
+    read_private_key,
+    read_secret,
+    read_signing_key,
+)
 from vedette_schemas.enrolment import ENROL_TYPE, RENEW_TYPE, CertificateReply, EnrolRequest, RenewRequest
 from vedette_schemas.envelope import seal
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError, TransientError
@@ -133,7 +139,7 @@ def renewal_request(node: NodeIdentity) -> bytes:
         return read_secret(before)
     for path in stage.iterdir():
         remove_durable(path)
-    tls, signing = generate_private_key(SECP256R1()), _signing_key(node.bundle.signing_key)
+    tls, signing = generate_private_key(SECP256R1()), read_signing_key(node.bundle.signing_key)
     request_id = secrets.token_hex(16)
     body = RenewRequest(
         id=request_id,
@@ -185,7 +191,7 @@ def install(
         (leaf,) = load_certificates(data, f"{name} certificate")
         identity = verify_chain(leaf, [intermediate], anchors.root, now, purpose=purpose)
         path = stage / f"{name}.key" if (stage / f"{name}.key").exists() else directory / f"{name}.key"
-        if _load_key(path).public_key() != identity.public_key:
+        if read_private_key(path).public_key() != identity.public_key:
             raise PeerError(f"{name} certificate of {identity.id}: found one for another key", reason="certificate")
         files[f"{name}.crt"] = _pem(leaf, intermediate)
         found.append(identity)
@@ -217,23 +223,6 @@ def _aggregator(reply: CertificateReply, root: x509.Certificate, now: float, sit
     if who.role is not CertificateRole.AGGREGATOR:
         raise PeerError(f"answer: found a certificate of {who.id} as the aggregator's", reason="role")
     return _pem(leaf, issuer)
-
-
-def _signing_key(path: Path) -> Ed25519PrivateKey:
-    key = _load_key(path)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{path}: found a {type(key).__name__}, expected an Ed25519 key")
-    return key
-
-
-def _load_key(path: Path) -> _Key:
-    try:
-        key = load_pem_private_key(read_secret(path), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as fault:
-        raise ConfigError(f"{path}: found something that is not an unencrypted PEM key") from fault
-    if not isinstance(key, (EllipticCurvePrivateKey, Ed25519PrivateKey)):
-        raise ConfigError(f"{path}: found a {type(key).__name__}, expected a P-256 or Ed25519 key")
-    return key
 
 
 def _write_key(path: Path, key: _Key) -> None:

@@ -28,6 +28,14 @@ def write_durable(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
         TransientError: the disk is full or does not answer.
         ConfigError: the directory is missing or not writable.
     """
+    try:
+        replace_file(path, data, mode)
+    except OSError as fault:
+        raise file_error(fault, f"write {len(data)} bytes to {path}") from fault
+
+
+def replace_file(path: Path, data: bytes, mode: int) -> None:
+    """`write_durable` for whoever has words of its own for what the file system refuses: an `OSError` stays one."""
     beside = path.with_name(f".{path.name}.new")
     try:
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
@@ -41,10 +49,10 @@ def write_durable(path: Path, data: bytes, mode: int = PRIVATE_FILE) -> None:
             os.close(handle)
         beside.replace(path)
         synchronise_directory(path.parent)
-    except OSError as fault:
+    except OSError:
         with contextlib.suppress(OSError):
             beside.unlink()
-        raise file_error(fault, f"write {len(data)} bytes to {path}") from fault
+        raise
 
 
 def remove_durable(path: Path) -> None:

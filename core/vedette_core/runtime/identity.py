@@ -21,6 +21,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from vedette_core.crypto.certificate_chain import der, load_certificates, verify_chain
@@ -128,7 +129,7 @@ def load_node(directory: Path, now: float) -> NodeIdentity:
             f"{directory}: found a TLS certificate of {tls.id!r} and a signing certificate of {signing.id!r}, "
             "expected both of one node; issue the bundle again"
         )
-    key = _load_key(bundle.signing_key)
+    key = read_private_key(bundle.signing_key, "issue the bundle again")
     if not isinstance(key, Ed25519PrivateKey) or key.public_key() != signing.public_key:
         raise ConfigError(
             f"{bundle.signing_key}: found a key that is not that of {bundle.signing_certificate.name}; "
@@ -268,6 +269,35 @@ def read_secret(path: Path) -> bytes:
     return data
 
 
+def read_private_key(path: Path, todo: str = "") -> PrivateKeyTypes:
+    """A private key from its file.
+
+    Args:
+        path: PEM (PKCS #8), without a passphrase.
+        todo: what a person should do about a file that holds something else.
+
+    Raises:
+        ConfigError: as for `read_secret`, or it is no such key.
+    """
+    data = read_secret(path)
+    try:
+        return load_pem_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as fault:
+        raise ConfigError(f"{path}: found something that is no unencrypted PEM key{todo and f'; {todo}'}") from fault
+
+
+def read_signing_key(path: Path, todo: str = "") -> Ed25519PrivateKey:
+    """An Ed25519 private key from its file.
+
+    Raises:
+        ConfigError: as for `read_private_key`, or it is of another kind.
+    """
+    key = read_private_key(path, todo)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"{path}: found a {type(key).__name__}, expected an Ed25519 key{todo and f'; {todo}'}")
+    return key
+
+
 def _fill(context: ssl.SSLContext, bundle: Bundle, authorities: Sequence[x509.Certificate] = ()) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_mode = ssl.CERT_REQUIRED
@@ -310,13 +340,3 @@ def _certificates(path: Path) -> tuple[x509.Certificate, ...]:
     if len(found) < 2:
         raise ConfigError(f"{path}: found {len(found)} certificate, expected two or more; issue the bundle again")
     return found
-
-
-def _load_key(path: Path) -> object:
-    data = read_secret(path)
-    try:
-        return load_pem_private_key(data, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as fault:
-        raise ConfigError(
-            f"{path}: found something that is not an unencrypted PEM key; issue the bundle again"
-        ) from fault

@@ -38,8 +38,6 @@ PRIVATE_BITS_MIN: Final = 8
 HONEST_SURVIVORS_MIN: Final = 2
 """Survivors of a group that are taken to be honest where its members are not the committee, so that nothing in the plan
 bounds how many are corrupt: as few as the promise of masked sums supposes (`docs/threat-model.md`)."""
-HELPERS_DEFAULT: Final = 15
-"""Committee of helper services: four may be corrupt, or five away."""
 
 UPLOAD_OTHER_BYTES: Final = 1024
 """Of a sealed upload, all but vector, boxes and commitments: field names, ids, digests and two signatures; at their
