@@ -9,6 +9,7 @@ from vedette.evaluation.behaviour_sets import behaviour_schema
 from vedette.evaluation.datasets import Recording
 from vedette.evaluation.judging import SCORES_BACKING, Calibrated, Outcome, figures, judge
 from vedette.evaluation.stretches import Prepared, prepare
+from vedette_device.detection_machine import DetectionSettings
 from vedette_device.features.windows import Window
 
 SCHEMA = behaviour_schema(("x",), 60.0)
@@ -108,3 +109,29 @@ def test_two_captures_that_were_joined_are_two_incidents() -> None:
         assert outcome.in_alert[this.test.labels == 1].mean() > 0.8
         found[breaks] = (outcome.events.events, len(outcome.events.delays_s))
     assert found == {(): (2, 1), (starts[400],): (2, 2)}
+
+
+def test_an_alert_while_nothing_is_counted_is_no_false_alarm() -> None:
+    """Windows that are neither benign nor anomalous, as those of hosts that an attack touches."""
+    this = device(4000, attack=0)
+    place = len(this.test.labels) // 2
+    scores = usual(this)
+    scores[place] += 50.0
+    assert figures([judged(this, scores)])["false_alerts"] == 1
+    this.test.labels[place] = -1
+    assert figures([judged(this, scores)])["false_alerts"] == 0
+
+
+def test_other_rules_are_judged_by_the_same_scores() -> None:
+    this = device(4000)
+    scores = usual(this)
+    scores[this.test.labels == 1] += 1.0
+    known = [Calibrated.of_scores(usual(this, 3)[: len(this.calibrate.windows)], this.calibrate) for _ in range(2)]
+    deaf = DetectionSettings(magnitude_factor=1e9, magnitude_p=1e-300, sustained_p=1e-9)
+    eager = DetectionSettings(sustained_p=0.2, sustained_margin=0.0, sustained_windows=1, sustained_span=1)
+    rows = [
+        figures([judge(this, scores, each, SCHEMA, "behaviour", timed=True, settings=rules)])
+        for each, rules in zip(known, (deaf, eager), strict=True)
+    ]
+    assert [row["event_recall"] for row in rows] == [0.0, 1.0]
+    assert rows[0]["auc"] == rows[1]["auc"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -105,15 +105,32 @@ class Outcome:
 
 
 def judge(
-    device: Prepared, scores: metrics.Float64, known: Calibrated, schema: FeatureSchema, suite: Suite, *, timed: bool
+    device: Prepared,
+    scores: metrics.Float64,
+    known: Calibrated,
+    schema: FeatureSchema,
+    suite: Suite,
+    *,
+    timed: bool,
+    settings: DetectionSettings = SETTINGS,
 ) -> Outcome:
-    """Judge a detector's test scores on one device; ``known.rolling`` rolls on as it does on a gateway."""
+    """Judge a detector's test scores on one device.
+
+    Args:
+        device: the device.
+        scores: of its test stretch.
+        known: what its detector knows of benign windows; ``known.rolling`` rolls on as it does on a gateway.
+        schema: of its windows.
+        suite: the use case.
+        timed: whether windows have a time, so that there are events and alerts.
+        settings: when an alert is raised.
+    """
     start = known.rolling.current
     threshold, calibration = max(start.threshold(ALPHA), 0.0), start.ordered.copy()
     windows, labels = device.test.windows, device.test.labels
     p_values, in_alert, events, days = np.zeros(0), np.zeros(0, bool), None, 0.0
     if timed:
-        p_values, in_alert, reports = _run(device, scores, known, suite)
+        p_values, in_alert, reports = _run(device, scores, known, suite, settings)
         grace_s = schema.history * schema.window_s
         bounds = [(w.start_s, w.end_s) for w in windows]
         happened = metrics.events_of(labels.tolist(), device.test.entities, bounds, grace_s)
@@ -139,10 +156,10 @@ def judge(
 
 
 def _run(
-    device: Prepared, scores: metrics.Float64, known: Calibrated, suite: Suite
+    device: Prepared, scores: metrics.Float64, known: Calibrated, suite: Suite, settings: DetectionSettings
 ) -> tuple[metrics.Float64, metrics.Bools, list[metrics.Report]]:
     machine = DetectionMachine(
-        "evaluation", "device", "network" if suite == "network" else "sensor", "evaluate", SETTINGS
+        "evaluation", "device", "network" if suite == "network" else "sensor", "evaluate", settings
     )
     reports: list[metrics.Report] = []
     p_values, in_alert = np.ones(len(scores)), np.zeros(len(scores), bool)
@@ -170,8 +187,8 @@ def _run(
         for effect in machine.handle(WindowScored(scored), 0.0):
             if isinstance(effect, Publish):
                 report = _report(json.loads(effect.payload), window.end_s - window.start_s)
-                if report is not None:
-                    reports.append(report)
+                if report is not None:  # what counts as neither can find an event, and is no false alarm
+                    reports.append(replace(report, opened=report.opened and bool(device.test.labels[i] >= 0)))
         in_alert[i] = window.entity in machine.open_entities
         if not frozen:
             known.rolling.observe(score, p)
