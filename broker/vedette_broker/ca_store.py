@@ -129,7 +129,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """A leaf that is revoked and has not ended.
+    """A leaf that is revoked, and has not ended or is the newest of its holder.
 
     Attributes:
         serial: its serial number, in hexadecimal.
@@ -154,7 +154,7 @@ class Index:
         site: the site's id.
         issued: newest certificates, by id.
         tokens: invitations that have not ended, by their id.
-        revoked: revoked leaves that have not ended, by serial number.
+        revoked: revoked leaves that have not ended, or that are the newest of their holder, by serial number.
         list_number: number of the newest revocation list; 0 before the first.
     """
 
@@ -165,9 +165,13 @@ class Index:
     list_number: int = 0
 
     def forget_ended(self, now: float) -> None:
-        """Drop tokens and revocations that have ended; nothing believes their certificates any more."""
+        """Drop tokens and revocations that have ended; nothing believes their certificates any more.
+
+        A revocation of an id's newest certificates stays: else the bundle with the revoked keys could be renewed.
+        """
+        newest = {serial for line in self.issued.values() for serial in line.serials}
         self.tokens = {k: t for k, t in self.tokens.items() if t.not_after > now}
-        self.revoked = {k: r for k, r in self.revoked.items() if r.not_after > now}
+        self.revoked = {k: r for k, r in self.revoked.items() if r.not_after > now or k in newest}
 
 
 def read_index(directory: Path) -> Index:
