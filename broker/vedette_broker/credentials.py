@@ -107,7 +107,8 @@ class Credentials:
                 raise ConfigError(f"published {fault}") from fault
             if news:
                 self._say_list()
-                self._take_context()
+                # In force by `check` even where the bundle cannot be read just now.
+                self._try(self._take_context)
             return True
 
         return self._try(in_force)

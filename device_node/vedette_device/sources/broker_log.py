@@ -154,7 +154,7 @@ def _mosquitto(said: str) -> SessionLine | None:
         if rest.endswith(ending):
             return _of_client(event, _known(rest.removesuffix(ending)))
     # From the right: a client may call itself as it likes, and the reason is the broker's.
-    at, words, event = max((rest.rfind(words), words, event) for words, event in _MOSQUITTO_REASONS)
+    at, event = max((rest.rfind(words), event) for words, event in _MOSQUITTO_REASONS)
     if at >= 0:
         return _of_client(event, _known(rest[:at]))
     return SessionLine(SessionEvent.REFUSED) if _NO_CLIENT.match(said) else None
