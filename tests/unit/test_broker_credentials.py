@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import ssl
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -86,11 +88,33 @@ def test_a_key_that_is_gone_between_two_looks_changes_nothing(authority: Path, m
         credentials.check(serial(authority, "dev-a"), "dev-a", time.time())
     write_list(authority, 106, [])
     assert credentials.take(bundle(authority).crl.read_bytes()), "in force, and so to be passed on, without a key, too"
+    counted = counts.copy()
+    assert not credentials.refresh()
+    assert not credentials.refresh()
     key.with_suffix(".old").rename(key)
-    key.touch()
     before = credentials.context
+    assert credentials.refresh(), "it is as it was before: only a look that did not succeed is due again"
+    assert credentials.context is not before
+    assert not credentials.refresh()
+    assert counts["revocations_refused"] == counted["revocations_refused"] + 1, "said once, not every two seconds"
+
+
+def test_a_list_gets_into_tls_once_there_is_room_for_it(authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials = Credentials(bundle(authority), Counter())
+    before = credentials.context
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_list(authority, 105, [serial(authority, "dev-a")])
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "NamedTemporaryFile", full)
+        assert not credentials.refresh()
+        assert not credentials.refresh()
+    assert credentials.context is before
     assert credentials.refresh()
     assert credentials.context is not before
+    assert not credentials.refresh()
 
 
 def test_a_list_is_taken_up_and_an_older_one_is_not(authority: Path, caplog: pytest.LogCaptureFixture) -> None:
