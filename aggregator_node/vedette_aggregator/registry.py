@@ -49,7 +49,7 @@ from vedette_aggregator.release_listing import (
 from vedette_aggregator.release_revocation import refuse_revoked, without_release
 from vedette_aggregator.release_source import ListedTarget
 from vedette_aggregator.withdrawn_names import WithdrawnNames
-from vedette_schemas.errors import RefusedError
+from vedette_schemas.errors import ConfigError, RefusedError
 from vedette_schemas.model import ReleaseTarget, Variant
 from vedette_schemas.trust import TIMESTAMP_FILE, BeaconAnchor, RevokedRelease
 
@@ -399,13 +399,14 @@ class Registry:
         return role_facts(self._verified().state)
 
     def _verified(self) -> _Read:
-        """The current state, read again if it is not the one that was read last.
-
-        Nobody changes it: what writers start from they load for themselves.
-        """
+        """The current state, read again if it is another one; nobody changes it: writers load what they start from."""
         read = self._read
-        if read.state.mark != self.mark():
-            read = self._read = self._load()
+        while read.state.mark != (mark := self.mark()):
+            try:
+                read = self._read = self._load()
+            except ConfigError:
+                if self.mark() == mark:  # else somebody signed meanwhile, and files went that were still to be read
+                    raise
         return read
 
     def _load(self) -> _Read:

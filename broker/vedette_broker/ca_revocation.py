@@ -144,7 +144,7 @@ def publish_list(directory: Path, index: Index, issuer: Issuer, now: float) -> R
     _catch_up(directory, index)
     index.forget_ended(now)
     index.list_number += 1
-    entries = [Revocation(int(r.serial, 16), r.at, r.reason) for r in index.revoked.values()]
+    entries = [Revocation(int(r.serial, 16), r.at, r.reason) for r in index.revoked.values() if r.not_after > now]
     der = make_list(issuer, index.list_number, entries, now=now)
     made = read_list(der, load_chain(directory)[0], [issuer.certificate])
     write_index(directory, index)

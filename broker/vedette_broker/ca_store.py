@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import shutil
 import stat
@@ -31,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from vedette_core.crypto.certificate_chain import load_certificates
-from vedette_core.crypto.certificates import Issuer
+from vedette_core.crypto.certificates import CertificateRole, Issuer
 from vedette_core.crypto.revocation import RevocationReason
 from vedette_core.runtime.durable import replace_file, synchronise_directory
 from vedette_core.runtime.identity import read_file, read_private_key
@@ -129,7 +130,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """A leaf that is revoked and has not ended.
+    """A leaf that is revoked, and has not ended or is the newest of its holder.
 
     Attributes:
         serial: its serial number, in hexadecimal.
@@ -154,7 +155,7 @@ class Index:
         site: the site's id.
         issued: newest certificates, by id.
         tokens: invitations that have not ended, by their id.
-        revoked: revoked leaves that have not ended, by serial number.
+        revoked: revoked leaves that have not ended, or that are the newest of their holder, by serial number.
         list_number: number of the newest revocation list; 0 before the first.
     """
 
@@ -165,9 +166,13 @@ class Index:
     list_number: int = 0
 
     def forget_ended(self, now: float) -> None:
-        """Drop tokens and revocations that have ended; nothing believes their certificates any more."""
+        """Drop tokens and revocations that have ended; nothing believes their certificates any more.
+
+        A revocation of an id's newest certificates stays: else the bundle with the revoked keys could be renewed.
+        """
+        newest = {serial for line in self.issued.values() for serial in line.serials}
         self.tokens = {k: t for k, t in self.tokens.items() if t.not_after > now}
-        self.revoked = {k: r for k, r in self.revoked.items() if r.not_after > now}
+        self.revoked = {k: r for k, r in self.revoked.items() if r.not_after > now or k in newest}
 
 
 def read_index(directory: Path) -> Index:
@@ -191,7 +196,7 @@ def read_index(directory: Path) -> Index:
             raise ConfigError(f"{path}: found version {plain['version']!r}, expected {INDEX_VERSION}; update vedette")
         lines = [_issued(line) for line in plain["issued"]]
         tokens = [Token(**line) for line in plain.get("tokens", ())]
-        revoked = [Revoked(**{**line, "reason": RevocationReason(line["reason"])}) for line in plain.get("revoked", ())]
+        revoked = [_revoked(line) for line in plain.get("revoked", ())]
         return Index(
             check_id(plain["site"], "site"),
             {line.id: line for line in lines},
@@ -313,11 +318,38 @@ def private_pem(key: PrivateKey) -> bytes:
 
 
 def _issued(line: dict[str, Any]) -> Issued:
-    return Issued(
+    earlier = [Leaf(**leaf) for leaf in line.get("earlier", ())]
+    for leaf in earlier:
+        _check(leaf.serial, leaf.not_after)
+        if type(leaf.replaced_here) is not bool:
+            raise ValueError(f"replaced_here {leaf.replaced_here!r}")
+    found = Issued(
         **{
             **line,
             "serials": tuple(line["serials"]),
             "hosts": tuple(line.get("hosts", ())),
-            "earlier": tuple(Leaf(**leaf) for leaf in line.get("earlier", ())),
+            "earlier": tuple(earlier),
         }
     )
+    check_id(found.id)
+    CertificateRole(found.role)
+    if not isinstance(line["serials"], list) or not found.serials:
+        raise ValueError(f"serials {line['serials']!r}")
+    for serial in found.serials:
+        _check(serial, found.not_before, found.not_after)
+    return found
+
+
+def _revoked(line: dict[str, Any]) -> Revoked:
+    found = Revoked(**{**line, "reason": RevocationReason(line["reason"])})
+    _check(found.serial, found.at, found.not_after)
+    return found
+
+
+def _check(serial: object, *times: object) -> None:
+    """A damaged line is told when it is read: later it would revoke nothing, or end a command half way."""
+    if not isinstance(serial, str) or f"{int(serial, 16):x}" != serial:
+        raise ValueError(f"serial number {serial!r}")
+    for time in times:
+        if isinstance(time, bool) or not isinstance(time, int | float) or not math.isfinite(time):
+            raise ValueError(f"time {time!r}")

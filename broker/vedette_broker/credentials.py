@@ -54,6 +54,7 @@ class Credentials:
         if bundle.crl.exists():
             self._read_list()
         self.context = self._context()
+        self._current = True
 
     @property
     def revoked(self) -> RevocationList | None:
@@ -83,7 +84,7 @@ class Credentials:
         """Look at the files again; tells whether anything was taken up. What cannot be used is logged and left out."""
         stamps = self._look()
         if stamps == self._stamps:
-            return False
+            return not self._current and self._try_again()
         authorities, revoked, *own = (now != before for now, before in zip(stamps, self._stamps, strict=True))
         self._stamps = stamps
         # One by one: a list that cannot be used shall not keep a renewed certificate out.
@@ -107,7 +108,8 @@ class Credentials:
                 raise ConfigError(f"published {fault}") from fault
             if news:
                 self._say_list()
-                self._take_context()
+                # In force by `check` even where the bundle cannot be read just now.
+                self._try(self._take_context)
             return True
 
         return self._try(in_force)
@@ -139,8 +141,17 @@ class Credentials:
         log.info("revocation list %d with %d certificates is in force", self.revoked.number, len(self.revoked.entries))
 
     def _take_context(self) -> bool:
+        self._current = False
         self.context = self._context()
+        self._current = True
         return True
+
+    def _try_again(self) -> bool:
+        """TLS still has the list before, for want of room or of a file; that was said when it happened."""
+        try:
+            return self._take_context()
+        except ConfigError:
+            return False
 
     def _try(self, take: Callable[[], bool]) -> bool:
         try:

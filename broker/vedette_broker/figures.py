@@ -14,6 +14,7 @@ EVENTS: Final = (
     "connect_accepted",
     "connect_refused",
     "handshake_failed",
+    "authority_cut",
     "expired_cut",
     "revoked_cut",
     "revocations_loaded",

@@ -241,6 +241,10 @@ class Hub(Broker):  # type: ignore[misc]
                 if self._credentials.is_revoked(holder.serial):
                     self.counts["revoked_cut"] += 1
                     connection.cut("its certificate is revoked", SessionEvent.REFUSED)
+                elif holder.authority not in self._credentials.intermediates:
+                    # Its list does not count any more either: whoever stole it could stay for as long as he likes.
+                    self.counts["authority_cut"] += 1
+                    connection.cut("its authority is none of ca.crt any more", SessionEvent.REFUSED)
                 elif now >= holder.not_after:
                     self.counts["expired_cut"] += 1
                     connection.cut("its certificate has ended", SessionEvent.REFUSED)

@@ -18,7 +18,7 @@ from vedette_device.detection_machine import KeepEvidence
 from vedette_device.evidence import PAST_MAX, Evidence, Past
 from vedette_device.evidence_store import EvidenceStore
 from vedette_device.verified_release import VerifiedRelease
-from vedette_schemas.errors import RefusedError, TransientError
+from vedette_schemas.errors import ConfigError, RefusedError, TransientError
 from vedette_schemas.features import FeatureSchema
 
 log = logging.getLogger("vedette.evidence")
@@ -38,7 +38,7 @@ class _Seen:
 class EvidenceKeeper:
     """The evidence of one detector.
 
-    A disk that is full holds no alert back: its evidence is then given up, with a warning, and counted.
+    A disk that is full or damaged holds no alert back: its evidence is then given up, with a warning, and counted.
 
     Args:
         store: where it is kept.
@@ -53,7 +53,7 @@ class EvidenceKeeper:
         self._warned = ""
         try:
             damaged = store.begin(task)
-        except TransientError as fault:
+        except (TransientError, ConfigError) as fault:
             self._warn(fault)
         else:
             if damaged:
@@ -87,15 +87,15 @@ class EvidenceKeeper:
         """Keep a release's weights; see `EvidenceStore.keep_weights`."""
         try:
             self._store.keep_weights(release, data, running)
-        except TransientError as fault:
+        except (TransientError, ConfigError) as fault:
             self._warn(fault)
 
     def _keep(self, effect: KeepEvidence) -> None:
         evidence = Evidence.of(effect.alert, effect.window, self._schema, self._past_of(effect.window.entity))
         try:
             gone = self._store.keep(evidence)
-        except (TransientError, RefusedError) as fault:
-            self._metrics.inc("evidence", self._task, "no-room")
+        except (TransientError, RefusedError, ConfigError) as fault:
+            self._metrics.inc("evidence", self._task, "damaged" if isinstance(fault, ConfigError) else "no-room")
             self._warn(fault)
             return
         self._warned = ""

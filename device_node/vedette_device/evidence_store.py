@@ -72,16 +72,17 @@ class EvidenceStore:
 
         Raises:
             TransientError: the disk is full.
+            ConfigError: the database is damaged where evidence is.
         """
-        rows = self._database.connection.execute("SELECT alert, record FROM evidence WHERE task = ?", (task,))
-        damaged = []
-        for alert, record in rows:
-            try:
-                Evidence.from_bytes(record)
-            except PeerError as fault:
-                log.error("alert %s: %s; it is dropped", alert, fault)
-                damaged.append((alert,))
-        with self._database.transaction() as connection:
+        with self._transaction() as connection:
+            rows = connection.execute("SELECT alert, record FROM evidence WHERE task = ?", (task,))
+            damaged = []
+            for alert, record in rows:
+                try:
+                    Evidence.from_bytes(record)
+                except PeerError as fault:
+                    log.error("alert %s: %s; it is dropped", alert, fault)
+                    damaged.append((alert,))
             connection.executemany("DELETE FROM evidence WHERE alert = ?", damaged)
             self._trim(connection)
             if not self.enabled:
@@ -94,6 +95,7 @@ class EvidenceStore:
         Raises:
             RefusedError: it is larger than everything that may be kept.
             TransientError: the disk is full; what was kept stays.
+            ConfigError: as for `begin`.
         """
         record = evidence.to_bytes()
         if not self.enabled or len(record) + OVERHEAD_BYTES > self._limits.bytes_max:
@@ -103,7 +105,7 @@ class EvidenceStore:
                 rule="size",
             )
         model = evidence.model
-        with self._database.transaction() as connection:
+        with self._transaction() as connection:
             position = _next(connection, "evidence")
             connection.execute(
                 "INSERT OR REPLACE INTO evidence VALUES (?, ?, ?, ?, ?)",
@@ -134,19 +136,20 @@ class EvidenceStore:
 
         Raises:
             TransientError: the disk is full; what was kept stays.
+            ConfigError: as for `begin`.
         """
         if not self.enabled:
             return
         sha256 = release.targets[Variant.WEIGHTS].sha256
         artifacts = _artifacts(t.sha256 for v, t in release.targets.items() if v is not Variant.PLAN)
-        found = self._database.connection.execute(
-            "SELECT artifacts, position = (SELECT MAX(position) FROM release_weights WHERE task = ?1) "
-            "FROM release_weights WHERE task = ?1 AND sha256 = ?2",
-            (release.task, sha256),
-        ).fetchone()
-        if found is not None and found[0] == artifacts and found[1]:
-            return  # the metadata are read again every few minutes: what is the newest already is not written again
-        with self._database.transaction() as connection:
+        with self._transaction() as connection:
+            found = connection.execute(
+                "SELECT artifacts, position = (SELECT MAX(position) FROM release_weights WHERE task = ?1) "
+                "FROM release_weights WHERE task = ?1 AND sha256 = ?2",
+                (release.task, sha256),
+            ).fetchone()
+            if found is not None and found[0] == artifacts and found[1]:
+                return  # the metadata are read again every few minutes: what is the newest already is not written again
             connection.execute(
                 "INSERT OR REPLACE INTO release_weights VALUES (?, ?, ?, ?, ?)",
                 (release.task, sha256, _next(connection, "release_weights"), artifacts, data),
@@ -163,6 +166,18 @@ class EvidenceStore:
                     connection.execute(
                         "DELETE FROM release_weights WHERE task = ? AND sha256 = ?", (release.task, digest)
                     )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """One durable transaction; a damaged page where evidence is must not end the detection beside it."""
+        try:
+            with self._database.transaction() as connection:
+                yield connection
+        except sqlite3.DatabaseError as fault:
+            raise ConfigError(
+                f"{self._database.path}: cannot use the evidence in it ({fault}), alerts go on without it; stop the "
+                "node, and restore the file or repair it (`sqlite3 … .recover`)"
+            ) from fault
 
 
 class KeptEvidence:

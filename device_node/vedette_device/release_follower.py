@@ -35,7 +35,7 @@ class ReleaseFollower:
     ) -> None:
         self._refresh, self._connected, self._reached = refresh, connected, reached
         self._wanted = asyncio.Event()
-        self._announced = 0
+        self._announced = self._chased = 0
 
     def want(self) -> None:
         """Something changed: look soon."""
@@ -47,7 +47,8 @@ class ReleaseFollower:
         Args:
             version: what it says of itself, unverified; 0 if that cannot be read.
         """
-        self._announced = version
+        # An older one may come behind the news of a newer one, from the same server.
+        self._announced = max(self._announced, version)
         if not 0 < version <= self._reached():
             self._wanted.set()
 
@@ -60,13 +61,14 @@ class ReleaseFollower:
                 await asyncio.wait_for(self._wanted.wait(), wait_s)
             self._wanted.clear()
             if self._connected():
-                failures = 0 if await self._refresh() and not self._is_behind(failures) else failures + 1
+                failures = 0 if await self._refresh() and not self._is_behind() else failures + 1
 
-    def _is_behind(self, failures: int) -> bool:
-        if self._announced <= self._reached():
-            return False
-        if failures < CHASED_MAX:
-            return True
-        log.warning("timestamp %d was announced, and %d is the newest that comes", self._announced, self._reached())
-        self._announced = 0
+    def _is_behind(self) -> bool:
+        """Whether to look for what was announced again; only looks that could be made count for `CHASED_MAX`."""
+        if self._announced > self._reached():
+            self._chased += 1
+            if self._chased <= CHASED_MAX:
+                return True
+            log.warning("timestamp %d was announced, and %d is the newest that comes", self._announced, self._reached())
+        self._announced = self._chased = 0
         return False

@@ -100,6 +100,30 @@ def test_many_questions_verify_a_repository_once(site: Site, monkeypatch: pytest
     assert len(loaded) == 1, "another process signed"
 
 
+def test_who_signs_while_it_is_read_does_not_make_it_look_damaged(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in range(3):
+        site.publish("network", version)
+    asked, beside, read = Registry(site.repository), Registry(site.repository), RepositoryFiles.read
+    waiting = [1, 0]
+
+    def overtaken(files: RepositoryFiles, name: str) -> bytes:
+        data = read(files, name)
+        if name == "timestamp.json" and files is asked._files and overtaking.pop(0):
+            while waiting:
+                beside.activate("network", waiting.pop(0), START)
+        return data
+
+    overtaking = [False, True, *[False] * 9]  # the mark, then the state behind it
+    site.registry.refresh_timestamp(START + 13 * HOUR)
+    monkeypatch.setattr(RepositoryFiles, "read", overtaken)
+    assert asked.active("network") == 0
+    assert not waiting
+    timestamp = site.repository / "metadata" / "timestamp.json"
+    timestamp.write_bytes(timestamp.read_bytes().replace(b'"version"', b'"versiom"'))
+    with pytest.raises(ConfigError, match="damaged"):
+        asked.active("network")
+
+
 def test_a_damaged_file_is_found_by_whoever_writes_or_puts_out(site: Site) -> None:
     site.publish("network", 0)
     path = site.repository / "metadata" / "2.network.json"

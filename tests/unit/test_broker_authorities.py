@@ -113,6 +113,29 @@ def test_a_new_authority_is_taken_by_a_broker_that_runs(
     asyncio.run(scenario())
 
 
+def test_who_is_connected_does_not_outlast_an_authority_that_was_taken_out(
+    authority: Path, broker_bundle: Bundle, fast_watch: None
+) -> None:
+    before, fresh = replace_authority(authority, time.time())
+    ca.issue(authority, "dev-new", CertificateRole.DEVICE, now=time.time())
+    tell(broker_bundle, authority, before, fresh)
+
+    async def scenario() -> None:
+        async with EmbeddedBroker(EmbeddedConfig(broker_bundle.directory, port=0)) as broker:
+            async with link(authority, broker.port, "dev-new") as new, link(authority, broker.port, "dev-old") as old:
+                await new.wait_connected(WAIT_S)
+                await old.wait_connected(WAIT_S)
+                tell(broker_bundle, authority, fresh)
+                async with asyncio.timeout(WAIT_S):
+                    while old.connected or not broker.counts["authority_cut"]:
+                        await asyncio.sleep(0.02)
+                assert new.connected
+                assert new.counters.disconnects == 0
+            assert broker.counts["authority_cut"] == 1
+
+    asyncio.run(scenario())
+
+
 def test_while_there_are_two_authorities_an_overdue_list_lets_nobody_in(authority: Path, broker_bundle: Bundle) -> None:
     before, fresh = replace_authority(authority, time.time())
     made = refresh(authority, now=time.time() - 9 * 86_400)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import ssl
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,10 +25,11 @@ from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig
 from vedette_core.crypto.certificate_chain import load_certificates
 from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.crypto.revocation import Revocation, RevocationReason, make_list
+from vedette_core.runtime import identity
 from vedette_core.runtime.durable import replace_file
-from vedette_core.runtime.identity import Bundle, client_context
+from vedette_core.runtime.identity import Bundle, client_context, read_file
 from vedette_core.runtime.mqtt import AuthenticationError, LinkConfig, MqttLink, MqttMessage
-from vedette_schemas.errors import ConfigError
+from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.topics import Topics
 
 WAIT_S = 10.0
@@ -63,6 +66,55 @@ def write_list(
 def fast_watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(hub, "WATCH_S", 0.05)
     return
+
+
+def test_a_key_that_is_gone_between_two_looks_changes_nothing(authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: Counter[str] = Counter()
+    credentials = Credentials(bundle(authority), counts)
+    key = bundle(authority).tls_key
+
+    def swapped_away(path: Path, *arguments: int) -> bytes:
+        data = read_file(path, *arguments)
+        if path == key:
+            key.rename(key.with_suffix(".old"))
+        return data
+
+    write_list(authority, 105, [serial(authority, "dev-a")])
+    with monkeypatch.context() as patched:
+        patched.setattr(identity, "read_file", swapped_away)
+        assert not credentials.refresh(), "the watch goes on: it would never cut anybody again"
+    assert counts["revocations_refused"] == 1
+    with pytest.raises(PeerError, match="revoked"):
+        credentials.check(serial(authority, "dev-a"), "dev-a", time.time())
+    write_list(authority, 106, [])
+    assert credentials.take(bundle(authority).crl.read_bytes()), "in force, and so to be passed on, without a key, too"
+    counted = counts.copy()
+    assert not credentials.refresh()
+    assert not credentials.refresh()
+    key.with_suffix(".old").rename(key)
+    before = credentials.context
+    assert credentials.refresh(), "it is as it was before: only a look that did not succeed is due again"
+    assert credentials.context is not before
+    assert not credentials.refresh()
+    assert counts["revocations_refused"] == counted["revocations_refused"] + 1, "said once, not every two seconds"
+
+
+def test_a_list_gets_into_tls_once_there_is_room_for_it(authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials = Credentials(bundle(authority), Counter())
+    before = credentials.context
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_list(authority, 105, [serial(authority, "dev-a")])
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "NamedTemporaryFile", full)
+        assert not credentials.refresh()
+        assert not credentials.refresh()
+    assert credentials.context is before
+    assert credentials.refresh()
+    assert credentials.context is not before
+    assert not credentials.refresh()
 
 
 def test_a_list_is_taken_up_and_an_older_one_is_not(authority: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -130,3 +130,15 @@ def test_new_keys_from_the_authority_end_what_was_renewed_before(authority: Path
     ca.renew(authority, node.id, now=NOW + 1)
     ca.issue(authority, node.id, CertificateRole.DEVICE, now=NOW + 2, replace=True)
     assert rule_of(lambda: ca_enrolment.renew(authority, renewal_by(node), now=NOW + 3)) == "superseded"
+
+
+def test_revoked_keys_are_not_renewed_when_their_certificates_have_ended_either(authority: Path) -> None:
+    ca_revocation.revoke(authority, "aggregator", RevocationReason.KEY_COMPROMISE, now=NOW)
+    later = NOW + 9 * DAY_S
+    made = ca_revocation.refresh(authority, now=later)
+    assert not made.entries, "what has ended needs no place in the list"
+    assert not ca.due(authority, now=later), "a daily renewal must not bring them back"
+    assert rule_of(lambda: ca.renew(authority, "aggregator", now=later)) == "revoked"
+    ca.issue(authority, "aggregator", CertificateRole.AGGREGATOR, now=later, replace=True)
+    assert not read_index(authority).revoked, "fresh keys end it"
+    ca.renew(authority, "aggregator", now=later + HALF_S)

@@ -267,3 +267,39 @@ def test_a_damaged_index_is_told(authority: Path, line: dict[str, Any]) -> None:
     (authority / "index.json").write_text(json.dumps({**plain, **line}))
     with pytest.raises(ConfigError, match="not the index"):
         read_index(authority)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": 7},
+        {"id": "../gw"},
+        {"role": "guest"},
+        {"serials": "abc"},
+        {"serials": []},
+        {"serials": [1, 2]},
+        {"serials": ["0x1f"]},
+        {"not_before": None},
+        {"not_after": "soon"},
+        {"not_after": float("nan")},
+        {"earlier": [{"serial": "1f", "not_after": "soon"}]},
+        {"earlier": [{"serial": 5, "not_after": NOW}]},
+        {"earlier": [{"serial": "1f", "not_after": NOW, "replaced_here": "no"}]},
+    ],
+)
+def test_a_damaged_line_is_told_before_anything_is_made_of_it(authority: Path, change: dict[str, Any]) -> None:
+    plain = json.loads((authority / "index.json").read_text())
+    plain["issued"][0] |= change
+    (authority / "index.json").write_text(json.dumps(plain))
+    with pytest.raises(ConfigError, match="not the index"):
+        ca_revocation.revoke(authority, "aggregator", RevocationReason.KEY_COMPROMISE, now=NOW)
+
+
+@pytest.mark.parametrize("change", [{"serial": 5}, {"serial": "one"}, {"not_after": None}, {"at": "then"}])
+def test_a_damaged_revocation_is_told(authority: Path, change: dict[str, Any]) -> None:
+    ca_revocation.revoke(authority, "aggregator", RevocationReason.KEY_COMPROMISE, now=NOW)
+    plain = json.loads((authority / "index.json").read_text())
+    plain["revoked"][0] |= change
+    (authority / "index.json").write_text(json.dumps(plain))
+    with pytest.raises(ConfigError, match="not the index"):
+        read_index(authority)

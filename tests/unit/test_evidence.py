@@ -16,6 +16,7 @@ import pytest
 from vedette.explanation_text import kept_row
 from vedette_core.machine import Effect, Persist, Publish
 from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics
+from vedette_core.runtime.storage import StateStore
 from vedette_device.alert_record import AlertRecord, ScoredWindow
 from vedette_device.detection_machine import DetectionMachine, DetectionSettings, KeepEvidence, WindowScored
 from vedette_device.evidence import DIGEST_BYTES, PAST_MAX, Evidence, _digest
@@ -402,6 +403,26 @@ def test_a_full_disk_holds_no_alert_back(tmp_path: Path, caplog: pytest.LogCaptu
     assert kept_alerts(tmp_path) == ["before"]
     with pytest.raises(TransientError):
         e.store(database).keep(Evidence.of("b", large[0].window, e.SCHEMA, e.past(0, e.T0)))
+
+
+def test_a_damaged_page_of_the_database_holds_no_alert_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    database = e.database(tmp_path)
+    e.store(database).keep(e.evidence("before"))
+    roots = dict(database.connection.execute("SELECT name, rootpage FROM sqlite_master"))
+    size = int(database.connection.execute("PRAGMA page_size").fetchone()[0])
+    database.close()
+    with (tmp_path / "device.db").open("r+b") as file:
+        for table in ("evidence", "release_weights"):
+            file.seek((roots[table] - 1) * size)
+            file.write(b"\xff" * size)
+    metrics, database = Metrics(DEVICE_METRICS), e.database(tmp_path)
+    keeper = EvidenceKeeper(e.store(database), metrics, "sensor", e.SCHEMA)
+    rest = fed(machine(), replace(e.window(), input=None))
+    assert keeper.carry_out([KeepEvidence("a", e.window()), *rest]) == rest
+    keeper.keep_weights(e.release(1), e.weights(1), "")
+    assert counted(metrics) == {"damaged": 1.0}
+    assert caplog.text.count("malformed") == 1
+    StateStore(database).put("alert/a", b"still written")
 
 
 def test_the_list_is_plain_for_machines(tmp_path: Path) -> None:

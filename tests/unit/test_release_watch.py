@@ -142,6 +142,34 @@ def test_what_is_known_is_no_news() -> None:
     assert server.looks == 1
 
 
+@pytest.mark.usefixtures("soon")
+def test_an_older_file_behind_the_news_of_a_newer_one_does_not_end_the_search() -> None:
+    async def scenario() -> None:
+        server = Lagging(behind=2)
+        server.follower.announced(2)
+        server.follower.announced(1)
+        job = asyncio.create_task(server.follower.run())
+        for _ in range(3 * CHASED_MAX):
+            await asyncio.sleep(0.001)
+        job.cancel()
+        assert (server.looks, server.reached) == (3, 2)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("soon")
+def test_looks_that_failed_before_take_nothing_from_the_search() -> None:
+    class Away(Lagging):
+        async def look(self) -> bool:
+            self.looks += 1
+            self.reached = 2 if self.looks > CHASED_MAX + 4 else 1
+            return self.looks > CHASED_MAX + 2
+
+    server = Away(behind=0)
+    asyncio.run(server.follow(2))
+    assert server.reached == 2
+
+
 @given(st.binary(max_size=200) | st.sampled_from([b"[" * 10_000, b'{"signed": {"version": ' + b"9" * 5_000 + b"}}"]))
 def test_what_names_no_version_announces_none(data: bytes) -> None:
     assert announced_version(data) == 0

@@ -218,3 +218,22 @@ def test_the_names_of_the_counts_stay() -> None:
         "broker_sessions_taken_over",
         "broker_clients_distinct",
     }
+
+
+@pytest.mark.parametrize(
+    ("said", "event", "client"),
+    [
+        ("a disconnected due to b disconnected: Connection reset by peer.", LOST, "a disconnected due to b"),
+        ("a disconnected: b disconnected due to protocol error.", REFUSED, ""),
+        ("connection from 1 failed:  disconnected.", ENDED, "connection from 1 failed: "),
+        ("connection from 1 denied closed its connection.", LOST, "connection from 1 denied"),
+        ("a already connected, closing old connection. disconnected.", ENDED, None),
+    ],
+)
+def test_no_name_that_a_client_gives_itself_makes_one_event_another(
+    said: str, event: SessionEvent, client: str | None
+) -> None:
+    found = session_line("mosquitto", f"1795800145: Client {said}")
+    assert found is not None
+    assert found.event is event
+    assert client is None or found.client == client

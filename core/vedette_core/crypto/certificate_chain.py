@@ -110,9 +110,7 @@ def _verify(
     candidates = list(intermediates)
     if len(candidates) > CHAIN_LENGTH_MAX:
         raise _odd(who, f"{len(candidates)} intermediates", f"at most {CHAIN_LENGTH_MAX}", "limit")
-    issuer = next((c for c in candidates if c.subject == leaf.issuer and _issued(leaf, c)), None)
-    if issuer is None:
-        raise _odd(who, f"issuer {leaf.issuer.rfc4514_string()!r}", "the site's certificate authority", "chain")
+    issuer = issuer_of(leaf, candidates)
     if root.issuer != root.subject or not _issued(root, root):
         raise _odd("root", "a certificate that is not self-signed", "a root certificate", "chain")
     if issuer.issuer != root.subject or not _issued(issuer, root):
@@ -122,6 +120,19 @@ def _verify(
     _check_authority("root", root, path_length=1)
     _check_authority("intermediate", issuer, path_length=0)
     return _check_leaf(leaf, purpose, site)
+
+
+def issuer_of(leaf: x509.Certificate, candidates: Iterable[x509.Certificate]) -> x509.Certificate:
+    """The authority that signed a leaf; nothing else of either is checked.
+
+    Raises:
+        PeerError: it is none of the candidates.
+    """
+    for candidate in candidates:
+        if candidate.subject == leaf.issuer and _issued(leaf, candidate):
+            return candidate
+    found = f"issuer {leaf.issuer.rfc4514_string()!r}"
+    raise _odd(_who(leaf), found, "the site's certificate authority", "chain")
 
 
 def load_certificates(data: bytes, what: str = "certificate") -> tuple[x509.Certificate, ...]:

@@ -263,7 +263,10 @@ def read_secret(path: Path) -> bytes:
         ConfigError: as for `read_file`, or others may read it.
     """
     data = read_file(path)
-    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as fault:  # a bundle is swapped by two renames
+        raise ConfigError(f"{path}: gone while it was read ({fault.strerror}); try again") from fault
     if mode & 0o077:
         raise ConfigError(f"{path}: found mode {mode:04o}, expected 0600: others may read the key; chmod 600 it")
     return data

@@ -149,18 +149,15 @@ def _mosquitto(said: str) -> SessionLine | None:
             return None
         client, found, _ = said[match.end() :].rpartition(" (p")
         return SessionLine(SessionEvent.OPENED, client if found else said[match.end() :])
-    if _NO_CLIENT.match(said):
-        return SessionLine(SessionEvent.REFUSED)
-    said = said.removeprefix("Client ")
+    rest = said.removeprefix("Client ")
     for ending, event in _MOSQUITTO_ENDS:
-        if said.endswith(ending):
-            return _of_client(event, _known(said.removesuffix(ending)))
+        if rest.endswith(ending):
+            return _of_client(event, _known(rest.removesuffix(ending)))
     # From the right: a client may call itself as it likes, and the reason is the broker's.
-    for words, event in _MOSQUITTO_REASONS:
-        client, found, _ = said.rpartition(words)
-        if found:
-            return _of_client(event, _known(client))
-    return None
+    at, event = max((rest.rfind(words), event) for words, event in _MOSQUITTO_REASONS)
+    if at >= 0:
+        return _of_client(event, _known(rest[:at]))
+    return SessionLine(SessionEvent.REFUSED) if _NO_CLIENT.match(said) else None
 
 
 def _known(client: str) -> str:
