@@ -1,8 +1,9 @@
 """What listening costs: packets a second on one core, from a capture file to anomaly scores.
 
 The capture is synthesised, always the same for a number of devices: MQTT sensors, cameras, CoAP and Modbus devices and
-web pollers with the packet sizes of such devices. The whole path is timed: file, headers, windows, scaling, INT8 model.
-Beside it, in the same run and on the same file, dpkt and scapy do nothing but parse.
+web pollers with the packet sizes of such devices. The whole path is timed: file, headers, windows, scaling, and the
+node's own judging (INT8 model, score, p-value), a call for the windows of each read. Beside it, in the same run and on
+the same file, dpkt and scapy do nothing but parse.
 
 Run: ``python bench/capture.py [--json]``
 """
@@ -29,8 +30,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from vedette_core.learning.spec import flow_spec
-from vedette_device.features import NetworkWindower, RobustScaler, Window
-from vedette_device.inference import WindowScorer
+from vedette_device.calibrated_model import CalibratedModel
+from vedette_device.features import NetworkWindower, Window
 from vedette_device.input_history import InputHistory
 from vedette_device.sources import CaptureFile
 from vedette_device.sources.interface import PACKETS_READ_DEFAULT
@@ -38,8 +39,10 @@ from vedette_schemas.features import NETWORK_FLOWS
 from vedette_schemas.model import Variant
 
 if TYPE_CHECKING or __package__:
+    from bench.node_scoring import calibrated, judge_windows
     from bench.score import prepare
 else:
+    from node_scoring import calibrated, judge_windows
     from score import prepare
 
 PACKETS: Final = 200_000
@@ -130,15 +133,13 @@ def windows_of(path: Path) -> Iterator[list[Window]]:
     source.close()
 
 
-def capture_to_score(path: Path, scaler: RobustScaler, scorer: WindowScorer) -> tuple[int, int]:
+def capture_to_score(path: Path, model: CalibratedModel) -> tuple[int, int]:
     """The whole path; returns (windows, scores)."""
     history = InputHistory(NETWORK_FLOWS)
     windows = scores = 0
     for batch in windows_of(path):
         windows += len(batch)
-        inputs = [x for window in batch if (x := history.push(window)) is not None]
-        if inputs:
-            scores += len(scorer.score_many(scaler.scale_rows(np.stack(inputs))))
+        scores += judge_windows(model, history, batch)
     return windows, scores
 
 
@@ -189,12 +190,11 @@ def measure(folder: Path, repetitions: int) -> dict[str, Any]:
     """Every figure of this benchmark."""
     subject = prepare(flow_spec(*NETWORK_FLOWS.input_shape), NETWORK_FLOWS, Variant.INT8)
     captures = {devices: folder / f"{devices}.pcap" for devices in DEVICE_COUNTS}
-    scalers, counts = {}, {}
+    models, counts = {}, {}
     for devices, path in captures.items():
         write_capture(path, devices)
-        rows = [window.values for batch in windows_of(path) for window in batch]
-        scalers[devices] = RobustScaler.fit(NETWORK_FLOWS, np.stack(rows))
-        counts[devices] = capture_to_score(path, scalers[devices], subject.scorer)
+        models[devices] = calibrated(subject.backend, [window for batch in windows_of(path) for window in batch])
+        counts[devices] = capture_to_score(path, models[devices])
 
     headline = captures[HEADLINE_DEVICES]
     peers: dict[str, Callable[[Path], int]] = {"dpkt": dpkt_parse, "scapy": scapy_parse}
@@ -211,7 +211,7 @@ def measure(folder: Path, repetitions: int) -> dict[str, Any]:
     theirs: dict[str, list[float]] = {name: [] for name in peers}
     for _ in range(repetitions):  # interleaved, so that a busy machine slows all sides alike
         for devices, path in captures.items():
-            run = (lambda p, s: lambda: capture_to_score(p, s, subject.scorer))(path, scalers[devices])
+            run = (lambda p, m: lambda: capture_to_score(p, m))(path, models[devices])
             ours[devices].append(packets_per_second(PACKETS, run))
         parse.append(packets_per_second(PACKETS, lambda: parse_only(headline)))
         for name, peer in peers.items():

@@ -2,7 +2,8 @@
 
 The cable (a veth pair) lies in a network namespace of its own. A process sends the packets of `bench/capture.py` into
 one end, by a clock that catches up after a pause; the listener is the node's own path from the interface to the score:
-ring, headers, windows, scaling, INT8 model. Nothing is pinned, and nothing else stops for it.
+ring, headers, windows, scaling, and its judging (INT8 model, score, p-value), a call for the windows of each read.
+Nothing is pinned, and nothing else stops for it.
 
 What was lost is what was sent and did not come out as a packet, whoever lost it.
 
@@ -31,16 +32,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
+import msgpack
 
-from vedette_core.learning.scoring import calibrate_residuals
 from vedette_core.learning.spec import flow_spec
-from vedette_device.features import NetworkWindower, RobustScaler
-from vedette_device.inference import WindowScorer, open_model
+from vedette_device.baseline import Baseline
+from vedette_device.calibrated_model import CalibratedModel
+from vedette_device.features import NetworkWindower
+from vedette_device.inference import open_model
 from vedette_device.input_history import InputHistory
 from vedette_device.sources import LiveInterface
 from vedette_schemas.features import NETWORK_FLOWS
 from vedette_schemas.model import Variant
+
+if TYPE_CHECKING or __package__:
+    from bench.node_scoring import IDENTITY, calibrated, judge_windows
+else:
+    from node_scoring import IDENTITY, calibrated, judge_windows
 
 DEVICES: Final = 10
 LOCAL_NETWORK: Final = "192.168.0.0/16"
@@ -52,7 +59,7 @@ NEAR, FAR = "near", "far"
 
 
 def prepare(folder: Path) -> None:
-    """Write what the other two need: packets, rows, and a model, whose making takes more memory than its use."""
+    """Write what the other two need: packets, and a calibrated model, whose making takes more memory than its use."""
     # Not above: the listener's memory is measured, and it builds no model.
     if TYPE_CHECKING or __package__:
         from bench import capture
@@ -63,11 +70,11 @@ def prepare(folder: Path) -> None:
 
     path = folder / "packets.pcap"
     capture.write_capture(path, DEVICES)
-    rows = [window.values for batch in capture.windows_of(path) for window in batch]
     subject = prepare_model(flow_spec(*NETWORK_FLOWS.input_shape), NETWORK_FLOWS, Variant.INT8)
     (folder / "model.tflite").write_bytes(subject.artifact)
-    np.save(folder / "windows.npy", np.stack(rows))
-    np.save(folder / "held_out.npy", subject.rows)
+    model = calibrated(subject.backend, [window for batch in capture.windows_of(path) for window in batch])
+    state = {"baseline": model.baseline.to_state(), "model": model.to_state()}
+    (folder / "calibration.msgpack").write_bytes(msgpack.packb(state))
 
 
 def lay_cable() -> None:
@@ -107,10 +114,10 @@ def send(folder: Path, seconds: float, rate: int) -> None:
 def listen(folder: Path, seconds: float, rate: int) -> dict[str, Any]:
     """From the interface to the score, until the sender is done."""
     lay_cable()
-    data, held_out = (folder / "model.tflite").read_bytes(), np.load(folder / "held_out.npy")
-    scaler = RobustScaler.fit(NETWORK_FLOWS, np.load(folder / "windows.npy"))
+    data, state = (folder / "model.tflite").read_bytes(), msgpack.unpackb((folder / "calibration.msgpack").read_bytes())
     backend = open_model(data, sha256=hashlib.sha256(data).hexdigest()).backend
-    scorer = WindowScorer(backend, calibrate_residuals(backend.network, held_out, backend.reconstruct(held_out)))
+    baseline = Baseline.from_state(NETWORK_FLOWS, state["baseline"])
+    model = CalibratedModel.from_state(backend, IDENTITY, baseline, state["model"])
     history, windower, source = InputHistory(NETWORK_FLOWS), NetworkWindower([LOCAL_NETWORK]), LiveInterface(NEAR)
     packets = windows = scores = 0
     command = [sys.executable, __file__, "--send", str(folder), "--seconds", str(seconds), "--rate", str(rate)]
@@ -124,9 +131,7 @@ def listen(folder: Path, seconds: float, rate: int) -> dict[str, Any]:
             packets += len(batch)
             made = windower.push(batch)
             windows += len(made)
-            inputs = [x for window in made if (x := history.push(window)) is not None]
-            if inputs:
-                scores += len(scorer.score_many(scaler.scale_rows(np.stack(inputs))))
+            scores += judge_windows(model, history, made)
             if done_at == float("inf") and sender.poll() is not None:
                 done_at = time.monotonic() + AFTERWARDS_S
         assert sender.stdout is not None

@@ -1,8 +1,12 @@
-"""What scoring costs: a window end to end against the bare interpreter call, and rows a second against a peer.
+"""What scoring costs: the node's judging against the bare interpreter call, and rows a second against a peer.
 
-Both figures come from one process on one thread, in many short repetitions that alternate and of which the median
+Judging is `CalibratedModel.judge`, as the detector calls it: with the windows of one tick together, from scaled windows
+to scores and p-values. Ticks have 1, 8 or 64 windows; the headline is 8, a gateway with several local devices. The bare
+calls get the same rows one by one. Making, scaling and remembering windows and the reasons of rare ones are not in it.
+
+All figures come from one process on one thread, in many short repetitions that alternate and of which the median
 counts: shorter than a scheduler's slice, so that a busy machine spoils few of them, and both sides alike. Rows are
-synthetic (12 latent factors); no figure here depends on their values.
+synthetic (12 latent factors) and benign: a score beyond all that were calibrated on would cost the tail's law as well.
 
 Run: ``python bench/score.py [--json]``
 """
@@ -29,21 +33,31 @@ import numpy as np
 from vedette_aggregator.artifacts import build_artifacts
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.local_training import train
-from vedette_core.learning.network import Network, build_network
-from vedette_core.learning.scoring import calibrate_residuals
+from vedette_core.learning.network import build_network
 from vedette_core.learning.spec import NetworkSpec, dense_spec, flow_spec
-from vedette_device.inference import INTERPRETER_MODULES, Backend, WindowScorer, open_model
+from vedette_device.baseline import Baseline
+from vedette_device.calibrated_model import CalibratedModel, shaped
+from vedette_device.features import Window
+from vedette_device.inference import INTERPRETER_MODULES, Backend, open_model
 from vedette_schemas.features import NETWORK_FLOWS, FeatureSchema, sensor_schema
 from vedette_schemas.model import Variant
 
 if TYPE_CHECKING or __package__:
     from bench.kitnet import KitnetEnsemble
+    from bench.node_scoring import HALF_LIFE_WINDOWS, IDENTITY
 else:
     from kitnet import KitnetEnsemble
+    from node_scoring import HALF_LIFE_WINDOWS, IDENTITY
 
 REPETITIONS: Final = 301
 PEER_REPETITIONS: Final = 31
-CALLS: Final = 200
+TICKS: Final = (1, 8, 64)
+"""Windows of one call."""
+TICK: Final = 8
+"""Of the headline: a gateway with several local devices has about so many windows at once."""
+ROWS: Final = 64
+"""Rows of one repetition, a multiple of every tick: 0.1 to 2 ms."""
+ENTITIES: Final = 8
 PEER_CALLS: Final = 40
 """Rows of one repetition of the peer, which takes 0.6 ms for one: enough to run warm."""
 LATENT_FACTORS: Final = 12
@@ -54,13 +68,23 @@ PEER_COLUMNS: Final = 115
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A trained, built and opened model with rows to score."""
+    """A trained, built, opened and calibrated model, with rows to score.
 
-    network: Network
+    Attributes:
+        artifact: what `backend` runs.
+        backend: back end of `model`.
+        model: calibrated on other rows than it learnt from and than it scores.
+        training: ``(TRAINING_ROWS, history, columns)`` scaled.
+        inputs: ``(ROWS, history, columns)`` scaled.
+        entities: whose input each is, in turn.
+    """
+
     artifact: bytes
     backend: Backend
-    scorer: WindowScorer
-    rows: Float32
+    model: CalibratedModel
+    training: Float32
+    inputs: Float32
+    entities: list[str]
 
 
 def synthetic_rows(count: int, shape: tuple[int, ...], seed: int) -> Float32:
@@ -73,13 +97,28 @@ def synthetic_rows(count: int, shape: tuple[int, ...], seed: int) -> Float32:
 
 
 def prepare(spec: NetworkSpec, schema: FeatureSchema, variant: Variant) -> Subject:
-    """Train, quantise, open and calibrate a model on synthetic rows."""
+    """Train, quantise, open and calibrate a model on synthetic rows, which become positive values like counts."""
     network = build_network(spec)
     rng = np.random.default_rng(1)
-    x = synthetic_rows(2 * TRAINING_ROWS, spec.input_shape, seed=2)
+    total = 2 * TRAINING_ROWS + ROWS
+    values = np.expm1(np.abs(synthetic_rows(total, (schema.history, len(schema.columns)), seed=2)))
+    entities = [f"device_{i % ENTITIES}" for i in range(total)]
+    named = list(zip(entities, values, strict=True))
+    baseline = Baseline.fit(
+        schema, [Window(entity, float(i), i + 1.0, rows[-1]) for i, (entity, rows) in enumerate(named[:TRAINING_ROWS])]
+    )
+    inputs = np.stack([baseline.scale(entity, rows) for entity, rows in named])
+    training, held_out = inputs[:TRAINING_ROWS], slice(TRAINING_ROWS, 2 * TRAINING_ROWS)
     weights = network.initial_weights(rng)
     result = train(
-        network, weights, x[:TRAINING_ROWS], epochs=3, batch_size=32, learning_rate=2e-3, prox_mu=0.0, rng=rng
+        network,
+        weights,
+        shaped(training, network),
+        epochs=3,
+        batch_size=32,
+        learning_rate=2e-3,
+        prox_mu=0.0,
+        rng=rng,
     )
     built = build_artifacts(
         network,
@@ -90,18 +129,20 @@ def prepare(spec: NetworkSpec, schema: FeatureSchema, variant: Variant) -> Subje
         variants=[variant],
     )[variant]
     backend = open_model(built.data, sha256=built.sha256).backend
-    held_out = x[TRAINING_ROWS:]
-    scorer = WindowScorer(backend, calibrate_residuals(network, held_out, backend.reconstruct(held_out)))
-    return Subject(network, built.data, backend, scorer, held_out[:CALLS])
+    model = CalibratedModel.measure(
+        backend, IDENTITY, baseline, inputs[held_out], entities[held_out], HALF_LIFE_WINDOWS
+    )
+    return Subject(built.data, backend, model, training, inputs[-ROWS:], entities[-ROWS:])
 
 
-def end_to_end(subject: Subject) -> Callable[[], None]:
-    """Scaled row → back end → residual score, one row after the other."""
-    rows, score = list(subject.rows), subject.scorer.score
+def judging(subject: Subject, tick: int) -> Callable[[], None]:
+    """All rows, so many in one call."""
+    judge = subject.model.judge
+    ticks = [(subject.inputs[i : i + tick], subject.entities[i : i + tick]) for i in range(0, ROWS, tick)]
 
     def run() -> None:
-        for row in rows:
-            score(row)
+        for inputs, entities in ticks:
+            judge(inputs, entities)
 
     return run
 
@@ -114,22 +155,13 @@ def bare(subject: Subject) -> Callable[[], None]:
     interpreter.allocate_tensors()
     source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]["index"]
     index = source["index"]
-    rows = [row.reshape(source["shape"]) for row in subject.rows]
+    rows = [row.reshape(source["shape"]) for row in subject.inputs]
 
     def run() -> None:
         for row in rows:
             interpreter.set_tensor(index, row)
             interpreter.invoke()
             interpreter.get_tensor(result)
-
-    return run
-
-
-def batched(subject: Subject) -> Callable[[], None]:
-    """All rows in one call."""
-
-    def run() -> None:
-        subject.scorer.score_many(subject.rows)
 
     return run
 
@@ -141,63 +173,66 @@ def seconds(run: Callable[[], None], clock: Callable[[], float] = time.perf_coun
     return clock() - start
 
 
-def window_cost(subject: Subject) -> tuple[float, float, float]:
-    """Medians of (µs end to end, µs bare, their ratio a repetition)."""
-    ours, theirs = end_to_end(subject), bare(subject)
+def window_cost(subject: Subject, tick: int) -> tuple[float, float, float]:
+    """Medians of (µs a window judged, µs a bare call, their ratio a repetition)."""
+    ours, theirs = judging(subject, tick), bare(subject)
     ours()
     theirs()
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(REPETITIONS)]  # each about half a millisecond
-    scale = 1e6 / len(subject.rows)
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(REPETITIONS)]
+    scale = 1e6 / ROWS
     return median(a for a, _ in pairs) * scale, median(b for _, b in pairs) * scale, median(a / b for a, b in pairs)
 
 
 def measure() -> dict[str, Any]:
     """Every figure of this benchmark."""
     flow = prepare(flow_spec(*NETWORK_FLOWS.input_shape), NETWORK_FLOWS, Variant.INT8)
-    window_us, bare_us, ratio = window_cost(flow)
+    costs = {tick: window_cost(flow, tick) for tick in TICKS}
+    window_us, bare_us, ratio = costs[TICK]
 
     channels = sensor_schema(tuple(f"channel_{i}" for i in range(7)))
     sensor = prepare(dense_spec(*channels.input_shape), channels, Variant.INT8)
-    sensor_us, sensor_bare_us, sensor_ratio = window_cost(sensor)
+    sensor_us, sensor_bare_us, sensor_ratio = window_cost(sensor, 1)
 
     columns = tuple(f"column_{i:03d}" for i in range(PEER_COLUMNS))
     wide_schema = FeatureSchema(use_case="network", version=1, columns=columns, window_s=1.0, history=1)
     wide = prepare(dense_spec(PEER_COLUMNS), wide_schema, Variant.INT8)
-    learning = synthetic_rows(TRAINING_ROWS, (PEER_COLUMNS,), seed=2).astype(np.float64)
+    learning = wide.training.reshape(-1, PEER_COLUMNS).astype(np.float64)
     peer = KitnetEnsemble(learning)
     for row in learning:
         peer.learn(row)
-    peer_rows = wide.rows[:PEER_CALLS].astype(np.float64)
+    peer_rows = wide.inputs[:PEER_CALLS].reshape(-1, PEER_COLUMNS).astype(np.float64)
 
     def peer_run() -> None:
         for row in peer_rows:
             peer.score(row)
 
-    single, many = end_to_end(wide), batched(wide)
+    single, many = judging(wide, 1), judging(wide, ROWS)
     for warm_up in (single, many, peer_run):
         warm_up()
     # The peer's repetitions are longer than a scheduler's slice: processor time of the (only) thread, on both sides.
     times = [tuple(seconds(r, time.thread_time) for r in (single, many, peer_run)) for _ in range(PEER_REPETITIONS)]
-    count = len(wide.rows)
-    rows_s = median(count / a for a, _, _ in times)
-    peer_rows_s = median(PEER_CALLS / c for _, _, c in times)
     return {
         "window_us_p50": round(window_us, 3),
         "bare_us_p50": round(bare_us, 3),
         "ratio": round(ratio, 3),
+        "tick": TICK,
+        "window_us_by_tick": {str(tick): round(us, 3) for tick, (us, _, _) in costs.items()},
+        "ratio_by_tick": {str(tick): round(each, 3) for tick, (_, _, each) in costs.items()},
         "sensor_window_us_p50": round(sensor_us, 3),
         "sensor_bare_us_p50": round(sensor_bare_us, 3),
         "sensor_ratio": round(sensor_ratio, 3),
-        "rows_per_second": round(rows_s),
-        "rows_per_second_batched": round(median(count / b for _, b, _ in times)),
-        "kitnet_rows_per_second": round(peer_rows_s),
-        "ratio_kitnet": round(median((count / a) / (PEER_CALLS / c) for a, _, c in times), 1),
+        "rows_per_second": round(median(ROWS / a for a, _, _ in times)),
+        "rows_per_second_batched": round(median(ROWS / b for _, b, _ in times)),
+        "kitnet_rows_per_second": round(median(PEER_CALLS / c for _, _, c in times)),
+        "ratio_kitnet": round(median((ROWS / a) / (PEER_CALLS / c) for a, _, c in times), 1),
+        "ratio_kitnet_batched": round(median((ROWS / b) / (PEER_CALLS / c) for _, b, c in times), 1),
         "kitnet_autoencoders": len(peer.ensemble) + 1,
         "columns": PEER_COLUMNS,
         "backend": flow.backend.name,
         "variant": Variant.INT8.value,
         "artifact_bytes": len(flow.artifact),
         "repetitions": REPETITIONS,
+        "calibration_scores": TRAINING_ROWS,
         "rows": "synthetic",
         "machine": platform.machine(),
         "python": platform.python_version(),

@@ -82,7 +82,10 @@ class Baseline:
         """
         columns = len(self.lowest)
         shaped = reconstruction.reshape(len(reconstruction), -1, columns)
-        return np.clip(shaped, self.lowest - RANGE_MARGIN, self.highest + RANGE_MARGIN).reshape(reconstruction.shape)
+        # What `clip` does; for a tick of eight windows these two calls take half of its time.
+        bounded: Float32 = np.maximum(shaped, self.lowest - RANGE_MARGIN)
+        np.minimum(bounded, self.highest + RANGE_MARGIN, out=bounded)
+        return bounded.reshape(reconstruction.shape)
 
     def to_state(self) -> dict[str, Any]:
         """Plain form for msgpack."""

@@ -180,15 +180,18 @@ class CalibratedModel:
         """
         network, columns = self.backend.network, inputs.shape[-1]
         x = shaped(inputs, network)
-        error = self.baseline.bound(self.backend.reconstruct(x)) - network.target(x)
-        squared = np.square(error / self.residuals.scale).reshape(len(x), -1, columns)
-        scores = np.sqrt(squared.mean(axis=(1, 2), dtype=np.float64))
+        ratio = self.baseline.bound(self.backend.reconstruct(x)) - network.target(x)
+        ratio /= self.residuals.scale
+        squared = np.multiply(ratio, ratio, out=ratio).reshape(len(x), -1, columns)
+        # What `mean` does, at two thirds of its cost for one window.
+        scores = np.sqrt(np.add.reduce(squared, axis=(1, 2), dtype=np.float64) / (squared.shape[1] * columns))
         by_ensemble = np.zeros(len(x), np.bool_)
         if self.heads is not None:
             pooled = self.baseline.scalers.pooled
             rows = pooled.transformed_of(inputs[:, -1]) if newest is None else pooled.transform(newest)
             scores, squared, by_ensemble = self.heads.judge(rows, scores, squared)
-        scores *= [self.factors.get(entity, 1.0) for entity in entities]
+        if self.factors:
+            scores *= [self.factors.get(entity, 1.0) for entity in entities]
         return Judgement(scores, self.rolling.current.p_values(scores), squared, by_ensemble)
 
     def to_state(self) -> dict[str, Any]:

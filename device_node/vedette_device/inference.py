@@ -21,7 +21,6 @@ import numpy as np
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.model_metadata import read_model_metadata
 from vedette_core.learning.network import Network, build_network
-from vedette_core.learning.scoring import FeatureError, ResidualCalibration, ResidualScorer
 from vedette_core.learning.weights_file import read_weights
 from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.features import FeatureSchema
@@ -87,10 +86,6 @@ class Backend(Protocol):
         Raises:
             ValueError: `x` has another shape.
         """
-
-    @property
-    def slot(self) -> RowSlot:
-        """The fast way for one row at a time; a later call of `reconstruct` may overwrite its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,29 +162,6 @@ def available_interpreters() -> tuple[str, ...]:
     return tuple(name for name in INTERPRETER_MODULES if _works(name))
 
 
-class WindowScorer:
-    """Anomaly scores of windows by one loaded model and one device's calibration. Not for use by two threads at once.
-
-    Attributes:
-        score: ``(row) -> float``: anomaly score of one scaled row ``(*input_shape)`` float32; high = anomalous, NaN if
-            the reconstructed part of the row has one. Fetch it once where it is called for every window.
-    """
-
-    def __init__(self, backend: Backend, calibration: ResidualCalibration) -> None:
-        self._backend = backend
-        self._residuals = ResidualScorer(backend.network, calibration)
-        slot = backend.slot
-        self.score: Callable[[Float32], float] = self._residuals.bind(slot.source, slot.run, slot.result)
-
-    def score_many(self, x: Float32) -> Float32:
-        """Scores ``(n,)`` float32 of ``(n, *input_shape)`` float32, in batches."""
-        return self._residuals.score(x, self._backend.reconstruct(x))
-
-    def top_features(self, row: Float32, count: int = 3) -> tuple[FeatureError, ...]:
-        """The features that make a row's score, largest error (in its usual size) first."""
-        return self._residuals.top_features(row, self._backend.reconstruct(row[None])[0], count)
-
-
 class NumpyBackend:
     """The float32 weights, run by numpy: where no interpreter exists."""
 
@@ -198,20 +170,10 @@ class NumpyBackend:
     def __init__(self, network: Network, weights: Float32) -> None:
         self.network = network
         self._weights = weights
-        self.slot = self._open_slot()
 
     def reconstruct(self, x: Float32) -> Float32:
         """See `Backend.reconstruct`."""
         return self.network.reconstruct(x, self._weights).astype(np.float32, copy=False)
-
-    def _open_slot(self) -> RowSlot:
-        source = np.zeros(self.network.input_shape, np.float32)
-        result = np.zeros(self.network.target_shape, np.float32)
-
-        def run() -> None:
-            result[...] = self.network.reconstruct(source[None], self._weights)[0]
-
-        return RowSlot(source, run, result)
 
 
 class InterpreterBackend:
@@ -225,7 +187,7 @@ class InterpreterBackend:
     Attributes:
         name: `LITERT` or `TFLITE_RUNTIME`.
         network: shapes and target of the model.
-        slot: see `Backend.slot`.
+        slot: the way for one row at a time; a later call of `reconstruct` may overwrite its result.
         uses_views: whether `slot` is the fast way.
     """
 
@@ -265,10 +227,11 @@ class InterpreterBackend:
         if x.shape[1:] != shape:
             raise ValueError(f"rows: found shape {x.shape}, expected (n, {', '.join(map(str, shape))})")
         if len(x) <= SINGLE_ROWS_MAX:
-            for row, place in zip(x, out, strict=True):
-                self.slot.source[...] = row
-                self.slot.run()
-                place[...] = self.slot.result
+            slot = self.slot
+            for i, row in enumerate(x):
+                slot.source[...] = row
+                slot.run()
+                out[i] = slot.result
             return out
         for start in range(0, len(x), BATCH_ROWS):
             part = x[start : start + BATCH_ROWS]

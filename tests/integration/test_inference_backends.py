@@ -17,10 +17,13 @@ from vedette_core.learning.layers import Dense
 from vedette_core.learning.layout import WeightLayout
 from vedette_core.learning.model_metadata import ModelMetadata
 from vedette_core.learning.network import Network, build_network
-from vedette_core.learning.scoring import calibrate_residuals
 from vedette_core.learning.spec import DENSE_AUTOENCODER, NetworkSpec, dense_spec, flow_spec
 from vedette_device import inference
-from vedette_device.inference import BATCH_ROWS, LITERT, NUMPY, TFLITE_RUNTIME, WindowScorer, open_model
+from vedette_device.baseline import Baseline
+from vedette_device.calibrated_model import CalibratedModel
+from vedette_device.features import Window
+from vedette_device.inference import BATCH_ROWS, LITERT, NUMPY, TFLITE_RUNTIME, open_model
+from vedette_schemas.alert import AlertModel
 from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.features import NETWORK_FLOWS, FeatureSchema, sensor_schema
 from vedette_schemas.model import MODEL_BYTES_MAX, Variant
@@ -61,12 +64,12 @@ def test_single_rows_and_batches_agree_with_numpy(model: Any, variant: Variant) 
     # INT8: an untrained network has steps of 0.05 in every layer; a wrong one is off by the rows' spread, which is 1.
     tolerance = 0.1 if variant is Variant.INT8 else 1e-5
     assert np.sqrt(np.mean((many - expected) ** 2)) <= tolerance
-    slot = backend.slot
+    kept = x.copy()
     for row, of_batch in zip(x[:40], many, strict=False):
-        slot.source[...] = row
-        slot.run()
-        assert np.array_equal(slot.source, row)
-        assert np.abs(slot.result - of_batch).max() <= (0.05 if variant is Variant.INT8 else 1e-5)
+        alone = backend.reconstruct(row[None])
+        assert alone.shape == (1, *network.target_shape)
+        assert np.abs(alone[0] - of_batch).max() <= (0.05 if variant is Variant.INT8 else 1e-5)
+    assert np.array_equal(x, kept)
     assert np.array_equal(backend.reconstruct(x), many), "single rows must not disturb batches"
     assert backend.reconstruct(x[:0]).shape == (0, *network.target_shape)
     assert np.abs(backend.reconstruct(x[:7]) - many[:7]).max() <= (0.1 if variant is Variant.INT8 else 1e-5)
@@ -88,14 +91,24 @@ def test_what_was_loaded_says_what_it_is(model: Any, variant: Variant) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_window_scores_the_same_alone_and_in_a_batch(model: Any, variant: Variant) -> None:
-    network, _, x, variants = model
-    backend = open_model(variants[variant].data, sha256=variants[variant].sha256).backend
-    scorer = WindowScorer(backend, calibrate_residuals(network, x, backend.reconstruct(x)))
-    assert [scorer.score(row) for row in x] == pytest.approx(scorer.score_many(x), rel=0.02)
-    changed = x[0].copy()
-    changed.reshape(-1, network.target_shape[-1])[-1, 1] += 50.0
-    assert scorer.score(changed) > 3 * scorer.score(x[0])
-    assert scorer.top_features(changed)[0].index == 1
+    _, _, x, variants = model
+    loaded = open_model(variants[variant].data, sha256=variants[variant].sha256)
+    inputs = x.reshape(len(x), loaded.schema.history, -1)
+    past = [Window("one", float(i), i + 1.0, np.abs(rows[-1])) for i, rows in enumerate(inputs)]
+    identity = AlertModel(task="task", version=1, digest="a" * 16)
+    baseline = Baseline.fit(loaded.schema, past)
+    judging = CalibratedModel.measure(loaded.backend, identity, baseline, inputs, ["one"] * len(x), 2.0)
+    together = judging.judge(inputs, ["one"] * len(x))
+    alone = [judging.judge(each[None], ["one"]) for each in inputs]
+    assert len(x) > inference.SINGLE_ROWS_MAX, "the whole must take the other way"
+    assert [j.scores[0] for j in alone] == pytest.approx(together.scores, rel=0.02)
+    assert len({j.p_values[0] for j in alone}) > len(x) / 2
+    changed = inputs[:1].copy()
+    changed[0, -1, 1] += 50.0
+    judgement = judging.judge(changed, ["one"])
+    assert judgement.scores[0] > 3 * together.scores[0]
+    assert judgement.p_values[0] < 1 / len(x)
+    assert judgement.squared_ratio[0, -1].argmax() == 1
 
 
 def test_the_fast_way_is_taken_here_and_the_public_one_gives_the_same(

@@ -33,40 +33,22 @@ def test_the_score_is_the_root_mean_square_of_errors_in_their_usual_size(network
         assert score == pytest.approx(np.sqrt((((reconstruction - target) / scale) ** 2).mean()), rel=1e-5)
 
 
-def test_the_bound_function_scores_like_the_batch(network: Network) -> None:
+def test_a_row_that_is_not_a_number_in_its_target_has_no_score(network: Network) -> None:
     rng = np.random.default_rng(1)
-    scale = rng.uniform(0.5, 3.0, network.target_shape[-1]).astype(np.float32)
-    scorer = ResidualScorer(network, ResidualCalibration(scale, 100))
-    weights = network.initial_weights(rng)
-    source, result = np.zeros(network.input_shape, np.float32), np.zeros(network.target_shape, np.float32)
-
-    def run() -> None:
-        result[...] = network.reconstruct(source[None], weights)[0]
-
-    score = scorer.bind(source, run, result)
-    x = rng.standard_normal((20, *network.input_shape)).astype(np.float32)
-    kept = x.copy()
-    assert [score(row) for row in x] == pytest.approx(scorer.score(x, network.reconstruct(x, weights)), rel=1e-5)
-    assert np.array_equal(x, kept)
-    assert np.isnan(score(np.full(network.input_shape, np.nan, np.float32)))
+    x = rng.standard_normal((3, *network.input_shape)).astype(np.float32)
+    y = rng.standard_normal((3, *network.target_shape)).astype(np.float32)
+    x[1].reshape(-1)[-1] = np.nan
+    assert np.isnan(unit(network).score(x, y)).tolist() == [False, True, False]
 
 
-def test_buffers_of_another_shape_are_not_bound(network: Network) -> None:
-    with pytest.raises(ValueError, match="buffers: found shapes"):
-        unit(network).bind(np.zeros((2, 2), np.float32), lambda: None, np.zeros(network.target_shape, np.float32))
-
-
-def test_the_top_feature_is_the_one_that_was_changed(network: Network) -> None:
-    scorer = unit(network)
-    columns = network.target_shape[-1]
+def test_a_changed_feature_raises_the_score_by_its_share(network: Network) -> None:
+    scorer, columns = unit(network), network.target_shape[-1]
+    size = int(np.prod(network.target_shape))
+    reconstruction = np.zeros((1, *network.target_shape), np.float32)
     for changed in range(columns):
-        row = np.zeros(network.input_shape, np.float32)
-        reconstruction = np.zeros(network.target_shape, np.float32)
+        row = np.zeros((1, *network.input_shape), np.float32)
         row.reshape(-1, columns)[-1, changed] = -7.0
-        top = scorer.top_features(row, reconstruction, count=2)
-        assert (top[0].index, top[0].value, top[0].expected, top[0].ratio) == (changed, -7.0, 0.0, 7.0)
-        assert len(top) == 2
-        assert top[1].ratio == 0.0
+        assert scorer.score(row, reconstruction) == pytest.approx([7.0 / size**0.5])
 
 
 def test_usual_errors_come_from_benign_rows() -> None:

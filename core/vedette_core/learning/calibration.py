@@ -112,16 +112,18 @@ class Calibration:
             ValueError: a score is NaN.
         """
         values = np.atleast_1d(np.asarray(scores, np.float64))
+        places, backed = self.size + 1, self._backed
+        ranks = places - self.ordered.searchsorted(values, side="left")
+        p: Float64 = np.asarray(ranks / places, np.float64)
+        few = ranks <= backed
+        if not np.count_nonzero(few):  # faster than `any`; NaN would be here, for it is sorted behind every score
+            return p
         if np.isnan(values).any():
             raise ValueError(f"scores: found {int(np.isnan(values).sum())} NaN of {values.size}, expected none")
-        at_least = self.size - np.searchsorted(self.ordered, values, side="left")
-        p: Float64 = np.asarray((1.0 + at_least) / (self.size + 1.0), np.float64)
         if self.tail is not None:
-            few = at_least < self._backed
-            if few.any():
-                tail = np.clip(self.tail.exceedance(values[few]), self.floor, self._backed / (self.size + 1))
-                # Beyond all of them the rank has nothing more to say.
-                p[few] = np.where(at_least[few] == 0, tail, np.maximum(tail, p[few]))
+            tail = np.clip(self.tail.exceedance(values[few]), self.floor, backed / places)
+            # Beyond all of them the rank has nothing more to say.
+            p[few] = np.where(ranks[few] == 1, tail, np.maximum(tail, p[few]))
         return p
 
     def threshold(self, alpha: float) -> float:

@@ -1,4 +1,4 @@
-"""From a reconstruction to one anomaly score, and to the features that made it.
+"""From a reconstruction to one anomaly score.
 
 Each feature's absolute reconstruction error is divided by how large it usually is on this device's benign windows; the
 score is the root mean square of those ratios: about 1 or less is usual, and high is anomalous. The root mean square
@@ -8,8 +8,6 @@ maximum-like ones lose 2–5 points of AUC, and the mean, which is as good there
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -65,23 +63,6 @@ class ResidualCalibration:
         return cls(scale, plain["rows"])
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureError:
-    """One feature's part in a score.
-
-    Attributes:
-        index: place of the feature in the schema's columns.
-        value: its scaled value where its error was largest.
-        expected: what the network made of it there.
-        ratio: absolute error over its usual size.
-    """
-
-    index: int
-    value: float
-    expected: float
-    ratio: float
-
-
 def calibrate_residuals(network: Network, x: Float32, reconstruction: Float32) -> ResidualCalibration:
     """Measure the usual error of each feature on benign rows.
 
@@ -107,7 +88,7 @@ def calibrate_residuals(network: Network, x: Float32, reconstruction: Float32) -
 
 
 class ResidualScorer:
-    """Scores reconstructions against the float rows that they came from. Not for use by two threads at once.
+    """Scores reconstructions against the float rows that they came from.
 
     The row is always the original float one, never its clipped INT8 image: at 1 % false positives that keeps 41 % of
     the detections of a small autoencoder where the clipped row keeps 27 %.
@@ -126,7 +107,6 @@ class ResidualScorer:
         self.network = network
         self.calibration = calibration
         self._inverse = (1.0 / calibration.scale).astype(np.float32)
-        self._first = network.input_shape[0] - network.target_shape[0]
 
     def score(self, x: Float32, reconstruction: Float32) -> Float32:
         """Scores of many rows.
@@ -141,55 +121,3 @@ class ResidualScorer:
         ratio = (reconstruction - self.network.target(x)) * self._inverse
         scores: Float32 = np.sqrt(np.mean(ratio * ratio, axis=tuple(range(1, ratio.ndim)))).astype(np.float32)
         return scores
-
-    def top_features(self, row: Float32, reconstruction: Float32, count: int = 3) -> tuple[FeatureError, ...]:
-        """The features that are furthest from their reconstruction, measured by their usual error.
-
-        Args:
-            row: ``(*input_shape)`` float32.
-            reconstruction: ``(*target_shape)`` float32.
-            count: how many, largest ratio first.
-        """
-        target = row[self._first :]
-        ratio = np.abs((reconstruction - target) * self._inverse)
-        steps = ratio.reshape(-1, ratio.shape[-1])
-        worst = steps.argmax(axis=0)  # the step (window) in which each feature is worst
-        columns = np.arange(steps.shape[1])
-        values, expected = target.reshape(steps.shape), reconstruction.reshape(steps.shape)
-        largest = steps[worst, columns]
-        order: Sequence[int] = np.argsort(-largest, kind="stable")[:count].tolist()
-        return tuple(
-            FeatureError(j, float(values[worst[j], j]), float(expected[worst[j], j]), float(largest[j])) for j in order
-        )
-
-    def bind(self, source: Float32, run: Callable[[], None], result: Float32) -> Callable[[Float32], float]:
-        """A function that scores one row through fixed buffers: one copy, one call of the model, three of numpy.
-
-        Around an interpreter call of 2 µs every numpy call of 0.25 µs counts, so that nothing is looked up, allocated
-        or checked on the way.
-
-        Args:
-            source: ``(*input_shape)`` float32 buffer that `run` reads, and leaves as it is.
-            run: reconstructs `source` into `result`.
-            result: ``(*target_shape)`` float32 buffer, contiguous.
-
-        Returns:
-            ``(row) -> float``: what `score` gives for the row ``(*input_shape)`` float32.
-        """
-        shapes = (self.network.input_shape, self.network.target_shape)
-        if (source.shape, result.shape) != shapes:
-            raise ValueError(f"buffers: found shapes {source.shape} and {result.shape}, expected {shapes}")
-        target = self.network.target(source[None])[0].reshape(-1)  # a view: the newest windows lie at the end
-        reconstruction, error = result.reshape(-1), np.empty(result.size, np.float32)
-        factors = np.broadcast_to(self._inverse**2, result.shape).reshape(-1) / np.float32(error.size)
-        weigh = np.ascontiguousarray(factors).dot
-        subtract, multiply, sqrt = np.subtract, np.multiply, math.sqrt
-
-        def score(row: Float32) -> float:
-            source[...] = row
-            run()
-            subtract(reconstruction, target, error)
-            multiply(error, error, error)
-            return sqrt(weigh(error))
-
-        return score
