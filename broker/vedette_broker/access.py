@@ -34,12 +34,14 @@ class Holder:
         role: its role in the access table.
         serial: serial number of the connection's certificate, 0 for a kept session without a connection.
         not_after: epoch seconds at which that certificate ends.
+        issuer: serial number of the authority that issued it, 0 without a connection.
     """
 
     id: str
     role: Role
     serial: int = 0
     not_after: float = math.inf
+    issuer: int = 0
 
 
 class Access:
@@ -108,7 +110,7 @@ class CertificateIdentity(BaseAuthPlugin):  # type: ignore[misc]
                 f"found client id {str(session.client_id)[:80]!r}, expected the certificate's name {identity.id!r}",
                 reason="identity",
             )
-        return Holder(identity.id, identity.access_role, leaf.serial_number, identity.not_after)
+        return Holder(identity.id, identity.access_role, leaf.serial_number, identity.not_after, identity.issuer)
 
 
 class GrammarAccess(BaseTopicPlugin):  # type: ignore[misc]

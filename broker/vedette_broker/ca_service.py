@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from vedette_broker import ca, ca_enrolment, ca_revocation
+from vedette_broker import ca, ca_authority, ca_enrolment, ca_revocation
 from vedette_broker.allow_list import AllowList
 from vedette_broker.ca_settings import AuthoritySettings
 from vedette_core.crypto.certificates import CertificateRole
@@ -34,6 +35,7 @@ WATCH_S: Final = 1.0
 LOOK_ANYWAY_S: Final = 60.0
 """Whether half of the list's life is over is asked this often, though nobody changed anything."""
 """How soon a revocation that a person made is published."""
+WARN_EACH_S: Final = 86_400.0
 WINDOW_S: Final = 60.0
 WINDOW_REQUESTS: Final = 600
 """Requests that are answered a minute, over all nodes; an answer costs two signatures and a write to the disk."""
@@ -115,6 +117,7 @@ class AuthorityService:
         )
         self._published: int | None = None
         self._window = RequestWindow()
+        self._warned = -math.inf
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until `stop` is set."""
@@ -180,9 +183,10 @@ class AuthorityService:
                 if newest is None or stamps != seen or time.monotonic() >= look_at:
                     newest = await asyncio.to_thread(ca_revocation.refresh_if_due, self._directory, now=time.time())
                     seen, look_at = stamps, time.monotonic() + LOOK_ANYWAY_S
+                    self._look_at_end()
                 self._metrics.set("revocation_list_number", value=newest.number)
                 if self._link.connected and self._published != newest.number:
-                    await self._link.publish(self._topics.revoked, newest.der, retain=True)
+                    await self._link.publish(self._topics.revoked, newest.message, retain=True)
                     self._published = newest.number
                     log.info("revocation list %d: %d certificates", newest.number, len(newest.entries))
             except VedetteError as fault:
@@ -192,6 +196,14 @@ class AuthorityService:
             except VedetteError as fault:
                 log.error("%s", fault)
             await asyncio.sleep(WATCH_S)
+
+    def _look_at_end(self) -> None:
+        ends = ca_authority.ends_at(self._directory)
+        self._metrics.set("authority_expiry_timestamp_seconds", value=ends)
+        said = ca_authority.warning(ends, time.time())
+        if said and time.monotonic() >= self._warned + WARN_EACH_S:
+            self._warned = time.monotonic()
+            log.warning("%s", said)
 
     def _stamps(self) -> tuple[int, ...]:
         """When the index and the list last changed: reading both costs a large site a fifth of a core otherwise."""

@@ -170,7 +170,7 @@ class Hub(Broker):  # type: ignore[misc]
         if accepted:
             holder = session.attributes[IDENTITY]
             try:
-                self._credentials.check(holder.serial, holder.id, time.time())
+                self._credentials.check(holder.serial, holder.id, time.time(), holder.issuer)
             except (PeerError, RefusedError) as fault:
                 accepted, why = False, str(fault)
         if not accepted:
@@ -238,7 +238,7 @@ class Hub(Broker):  # type: ignore[misc]
                 holder = connection.holder
                 if holder is None:
                     continue
-                if self._credentials.is_revoked(holder.serial):
+                if self._credentials.is_revoked(holder.serial, holder.issuer):
                     self.counts["revoked_cut"] += 1
                     connection.cut("its certificate is revoked", SessionEvent.REFUSED)
                 elif now >= holder.not_after:
