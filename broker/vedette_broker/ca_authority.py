@@ -231,12 +231,21 @@ def standings(directory: Path) -> tuple[Standing, ...]:
     """
     index = read_index(directory)
     _, authorities = load_chain(directory)
-    issues = authorities.index(issuing(directory, authorities).certificate)
-    states = (State.KNOWN,) * issues + (State.ISSUES,) + (State.EARLIER,) * len(authorities)
+    place = authorities.index(issuing(directory, authorities).certificate)
+    states = (State.KNOWN,) * place + (State.ISSUES,) + (State.EARLIER,) * len(authorities)
     return tuple(
         _standing(c, state, index.retiring.get(f"{c.serial_number:x}"))
         for c, state in zip(authorities, states, strict=False)
     )
+
+
+def issues(directory: Path) -> x509.Certificate:
+    """The authority that issues.
+
+    Raises:
+        ConfigError: its certificate or key is missing or damaged.
+    """
+    return issuing(directory, load_chain(directory)[1]).certificate
 
 
 def ends_at(directory: Path) -> float:
