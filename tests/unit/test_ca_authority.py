@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import ssl
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from vedette_core.crypto.certificate_chain import der, load_certificates
 from vedette_core.crypto.certificates import CertificateRole, Issuer, make_intermediate, make_root
 from vedette_core.crypto.revocation import RevocationReason
 from vedette_core.runtime.bundle_requests import anchors_of, enrolment_request, install, renewal_request
-from vedette_core.runtime.identity import Bundle, key_ring, learn_aggregator, load_node
+from vedette_core.runtime.identity import Bundle, client_context, key_ring, learn_aggregator, load_node, server_context
 from vedette_schemas.errors import ConfigError, PeerError
 
 WEEK_S = 7 * DAY_S
@@ -352,28 +353,46 @@ def test_a_leaf_of_the_older_one_is_revoked_by_the_newer_and_refused_once_that_i
         ca_authority.retire(authority, now=LATER + 2)
 
 
-def test_programs_that_want_a_list_of_each_issuer_have_one(authority: Path) -> None:
-    """OpenSSL refuses a leaf for whose issuer it has no list: Mosquitto gets both in one file."""
-    old = Bundle(ca.issue(authority, "gw-01", CertificateRole.DEVICE, now=LATER))
-    ca.issue(authority, "gw-03", CertificateRole.DEVICE, now=LATER)
-    ca_authority.renew(authority, now=LATER)
-    new = Bundle(ca.issue(authority, "gw-02", CertificateRole.DEVICE, now=LATER))
-    ca_revocation.revoke(authority, "gw-03", RevocationReason.UNSPECIFIED, now=LATER)
-    text = (authority / "crl.pem").read_bytes()
-    signers = load_chain(authority)[1]
-    lists = [
-        x509.load_pem_x509_crl(b"-----BEGIN X509 CRL-----" + part)
-        for part in text.split(b"-----BEGIN X509 CRL-----")[1:]
-    ]
-    for found, signer in zip(lists, signers, strict=True):
-        key = signer.public_key()
-        assert isinstance(key, ec.EllipticCurvePublicKey)
-        assert found.is_signature_valid(key)
-        assert len(found) == 2
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_verify_locations(authority / "crl.pem")
-    assert context.cert_store_stats()["crl"] == 2
-    assert issuer_of(old) != issuer_of(new)
+def let_in(server: ssl.SSLContext, client: Bundle) -> bool:
+    """Whether a TLS server takes a client, by a handshake in memory."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    served = server.wrap_bio(to_server, to_client, server_side=True)
+    asking = client_context(client).wrap_bio(to_client, to_server, server_hostname="localhost")
+    for side in (asking, served, asking, served):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError:
+            return False
+    return True
+
+
+def test_openssl_has_a_list_of_each_issuer_while_there_are_two(tmp_path: Path) -> None:
+    """It refuses a leaf for whose issuer it has none: so Mosquitto would."""
+    authority, now = tmp_path / "ca", time.time()
+    ca.init(authority, "lab", now=now)
+    broker = Bundle(ca.issue(authority, "broker", CertificateRole.BROKER, now=now))
+    old, gone = (Bundle(ca.issue(authority, n, CertificateRole.DEVICE, now=now)) for n in ("gw-01", "gw-03"))
+    before = broker.crl.read_bytes()
+    ca_authority.renew(authority, now=now)
+    new, gone_too = (Bundle(ca.issue(authority, n, CertificateRole.DEVICE, now=now)) for n in ("gw-02", "gw-04"))
+    for name in ("gw-03", "gw-04"):
+        ca_revocation.revoke(authority, name, RevocationReason.UNSPECIFIED, now=now)
+
+    def server() -> ssl.SSLContext:
+        context = server_context(broker)
+        context.load_verify_locations(broker.crl)
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        return context
+
+    assert [let_in(server(), each) for each in (old, new, gone, gone_too)] == [True, True, False, False]
+    both = broker.crl.read_bytes()
+    broker.crl.write_bytes(before)
+    assert [let_in(server(), each) for each in (old, new)] == [True, False], "without the newer one's list"
+    broker.crl.write_bytes(both)
+    ca_authority.retire(authority, now=now)
+    assert [let_in(server(), each) for each in (old, new)] == [False, True]
 
 
 @pytest.mark.parametrize(("left_days", "said"), [(31, False), (30, True), (1, True), (-1, True)])

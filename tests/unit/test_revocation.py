@@ -221,7 +221,7 @@ def test_a_new_online_authority_counts_once_it_is_known(site: Authority) -> None
     assert refused(ring.revocations.take, made) == "signature"
     ring.learn_authorities([online])
     assert ring.revocations.take(made)
-    assert ring.revocations.take(site.list(6)), "and the old one does, too"
+    assert ring.revocations.take(site.list(6)), "neither of the two begins later"
 
 
 # -- lists that bring their authority along

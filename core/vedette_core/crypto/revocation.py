@@ -183,8 +183,11 @@ def read_list(data: bytes, root: x509.Certificate, intermediates: Sequence[x509.
             ``list``, ``signature``, or ``chain`` (an authority came with it that is not the site's).
     """
     crl, came_along = split_published(data)
-    for each in came_along:
-        check_intermediate(each, root)
+    try:
+        for each in came_along:
+            check_intermediate(each, root)
+    except PeerError as fault:
+        raise PeerError(f"revocation list: {fault}", reason="chain") from fault
     newer = [c for c in came_along if all(begins(c) > begins(known) for known in intermediates)]
     try:
         with damaged_is_refused("revocation list"):
