@@ -311,3 +311,22 @@ def test_the_same_list_is_news_if_it_brings_an_authority(site: Authority) -> Non
     assert known.take(bare + der(fresh.certificate))
     assert not known.take(bare), "and what it brought is not forgotten"
     assert fresh.certificate in known.intermediates
+
+
+def test_a_ring_that_saw_many_authorities_still_believes_the_newest(site: Authority) -> None:
+    ring, many = site.ring(), [successor(site, NOW + year * DAY_S) for year in range(1, 7)]
+    for number, issuer in enumerate(many, 1):
+        ring.learn_authorities([issuer.certificate])
+        assert ring.revocations.take(listed(issuer, number, issuer.certificate))
+        leaf = make_leaf(
+            issuer,
+            Ed25519PrivateKey.generate().public_key(),
+            holder="dev-1",
+            role=CertificateRole.DEVICE,
+            site=site.site,
+            purpose=Purpose.SIGNING,
+            now=NOW + 8 * DAY_S,
+            serial=x509.random_serial_number(),
+        )
+        for along in (b"", der(issuer.certificate), der(successor(site).certificate)):
+            ring.fork().learn(der(leaf), NOW + 8 * DAY_S, intermediate=along)

@@ -168,13 +168,13 @@ def test_a_list_of_another_authority_counts_at_once_and_its_publication_tells_th
     number = desk.revoke("gw-01")
     assert desk.watch.poll(NOW)
     assert desk.ring.revocations.number == number
-    assert desk.ring.revocations.intermediates == (before, fresh)
+    assert desk.ring.revocations.intermediates == (fresh, before)
     assert desk.watch.devices() == {"gw-01"}
     publication = desk.watch.publication()
     assert publication is not None
     far = key_ring(Bundle(gone.bundle.directory), "lab")
     assert far.revocations.take(publication.payload)
-    assert far.revocations.intermediates == (before, fresh)
+    assert far.revocations.intermediates == (fresh, before)
     desk.start()
     assert desk.ring.revocations.number == number, "a restart forgets neither"
     assert desk.ring.revocations.intermediates == (fresh, before)

@@ -293,11 +293,14 @@ class Revocations:
 
     @property
     def intermediates(self) -> tuple[x509.Certificate, ...]:
-        """Authorities in force: those that one was told of and those of the newest list, but for those on it."""
+        """Authorities in force: those of the newest list and those that one was told of, but for those on it.
+
+        At most three: whoever runs for years is told of many, and a leaf's own issuer may come along as the fourth.
+        """
         if self.newest is None:
-            return self._told
-        found = dict.fromkeys((*self._told, *self.newest.authorities))
-        return tuple(c for c in found if c.serial_number not in self.newest.entries)
+            return self._told[: CHAIN_LENGTH_MAX - 1]
+        found = dict.fromkeys((*self.newest.authorities, *self._told))
+        return tuple(c for c in found if c.serial_number not in self.newest.entries)[: CHAIN_LENGTH_MAX - 1]
 
     def learn_authorities(self, intermediates: Sequence[x509.Certificate]) -> None:
         """From now on these authorities count, and those of the newest list: the online certificate was replaced."""
