@@ -63,7 +63,7 @@ def certificate_target(folder: Path) -> Target:
 
 
 def list_target(folder: Path) -> Target:
-    """A revocation list, DER and PEM."""
+    """A revocation list, DER, PEM, and with its authority behind it."""
     from vedette_broker import ca_revocation
     from vedette_core.crypto.revocation import RevocationReason
 
@@ -75,7 +75,7 @@ def list_target(folder: Path) -> Target:
         assert read_list(data, root, intermediates).der == made.der, "a changed list held"
         return True
 
-    return Target((made.der, made.pem), run)
+    return Target((made.der, made.pem, made.message), run)
 
 
 def request_target(folder: Path) -> Target:

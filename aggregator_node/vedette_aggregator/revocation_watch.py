@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from vedette_core.crypto.revocation import LIST_FILE_BYTES_MAX
+from vedette_core.crypto.published_list import LIST_FILE_BYTES_MAX
 from vedette_core.crypto.signing import KeyRing
 from vedette_core.machine import Publish
 from vedette_core.runtime.identity import Bundle, load_authorities, read_file
@@ -87,7 +87,7 @@ class RevocationWatch:
     def publication(self) -> Publish | None:
         """The newest list as it is retained; None before the first."""
         newest = self._ring.revocations.newest
-        return None if newest is None else Publish(self._topics.revoked, newest.der, retain=True)
+        return None if newest is None else Publish(self._topics.revoked, newest.message, retain=True)
 
     def devices(self) -> frozenset[str]:
         """Devices that checked in with a certificate that is revoked by now."""

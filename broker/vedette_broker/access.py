@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from amqtt.contexts import Action as BrokerAction
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
-from cryptography import x509
 
 from vedette_broker.credentials import Credentials
-from vedette_core.crypto.certificate_chain import issuer_of, load_certificates, verify_chain
+from vedette_core.crypto.certificate_chain import load_certificates, verify_chain
 from vedette_core.crypto.certificates import Purpose
 from vedette_schemas.errors import PeerError
 from vedette_schemas.topics import Role, Topics
@@ -35,14 +34,14 @@ class Holder:
         role: its role in the access table.
         serial: serial number of the connection's certificate, 0 for a kept session without a connection.
         not_after: epoch seconds at which that certificate ends.
-        authority: who issued that certificate; None as for the serial number.
+        issuer: serial number of the authority that issued it, 0 without a connection.
     """
 
     id: str
     role: Role
     serial: int = 0
     not_after: float = math.inf
-    authority: x509.Certificate | None = field(default=None, repr=False)
+    issuer: int = 0
 
 
 class Access:
@@ -111,8 +110,7 @@ class CertificateIdentity(BaseAuthPlugin):  # type: ignore[misc]
                 f"found client id {str(session.client_id)[:80]!r}, expected the certificate's name {identity.id!r}",
                 reason="identity",
             )
-        authority = issuer_of(leaf, known.intermediates)
-        return Holder(identity.id, identity.access_role, leaf.serial_number, identity.not_after, authority)
+        return Holder(identity.id, identity.access_role, leaf.serial_number, identity.not_after, identity.issuer)
 
 
 class GrammarAccess(BaseTopicPlugin):  # type: ignore[misc]

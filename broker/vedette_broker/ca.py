@@ -1,7 +1,8 @@
 """The site's certificate authority: an offline root, an online intermediate, and bundles for the nodes.
 
 Here are its beginning and the bundles whose keys it makes itself. Nodes that keep their keys to themselves are in
-`ca_enrolment`, what is taken back in `ca_revocation`, the files in `ca_store`.
+`ca_enrolment`, what is taken back in `ca_revocation`, how another intermediate takes over in `ca_authority`, the
+files in `ca_store`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vedette_broker.ca_store import (
     Issued,
     Leaf,
     PrivateKey,
+    load_chain,
     load_issuer,
     locked,
     pem,
@@ -44,7 +46,7 @@ from vedette_core.crypto.certificates import (
     make_leaf,
     make_root,
 )
-from vedette_core.crypto.revocation import LIST_FILE_BYTES_MAX
+from vedette_core.crypto.published_list import LIST_FILE_BYTES_MAX
 from vedette_core.runtime.durable import replace_file, synchronise_directory
 from vedette_core.runtime.identity import Bundle, read_file, read_secret
 from vedette_schemas.errors import ConfigError, PeerError, RefusedError
@@ -249,16 +251,18 @@ def _make_bundle(
     signing: ed25519.Ed25519PrivateKey | None = None,
     before: Issued | None = None,
 ) -> None:
-    issuer, root = load_issuer(directory, now)
+    issuer, _ = load_issuer(directory, now)
     if refresh_due(index, directory, now):
         # Before the bundle: it gets a copy of the newest list.
-        publish_list(directory, index, issuer, now)
+        publish_list(directory, index, now)
     server = role is CertificateRole.BROKER
     hosts = tuple(hosts or BROKER_HOSTS) if server else ()
+    root, authorities = load_chain(directory)
+    anchors = (root, *authorities)
     fresh = directory / "bundles" / f".{holder}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(mode=0o700)
-    leaves = _write_bundle(Bundle(fresh), issuer, root, holder, role, index.site, now, hosts, signing)
+    leaves = _write_bundle(Bundle(fresh), issuer, anchors, holder, role, index.site, now, hosts, signing)
     write_new(Bundle(fresh).crl, read_file(directory / LIST_FILE, LIST_FILE_BYTES_MAX), 0o644)
     if role in MANY or role is CertificateRole.ANALYTICS:
         _copy_aggregator(directory, fresh)
@@ -316,7 +320,7 @@ def _check(holder: str, role: CertificateRole, hosts: Sequence[str]) -> None:
 def _write_bundle(
     bundle: Bundle,
     issuer: Issuer,
-    root: x509.Certificate,
+    anchors: Sequence[x509.Certificate],
     holder: str,
     role: CertificateRole,
     site: str,
@@ -325,7 +329,7 @@ def _write_bundle(
     signing: ed25519.Ed25519PrivateKey | None,
 ) -> list[x509.Certificate]:
     server = role is CertificateRole.BROKER
-    write_new(bundle.ca, pem(root, issuer.certificate), 0o644)
+    write_new(bundle.ca, pem(*anchors), 0o644)
     wanted: list[tuple[Purpose, PrivateKey, Path, Path]] = [
         (
             Purpose.TLS_SERVER if server else Purpose.TLS_CLIENT,

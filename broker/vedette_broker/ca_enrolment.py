@@ -26,6 +26,7 @@ from vedette_broker.ca_store import (
     Index,
     Issued,
     Token,
+    load_chain,
     load_issuer,
     locked,
     pem,
@@ -130,10 +131,10 @@ def renew(directory: Path, sealed: bytes, *, device: str | None = None, now: flo
     envelope = codec.unpack(Envelope, sealed)
     with writing(directory), locked(directory):
         index = read_index(directory)
-        issuer, root = load_issuer(directory, now)
+        root, authorities = load_chain(directory)
         # Its certificate is read before the signature holds, but only to learn whose key must have made it.
         certificate = codec.unpack(RenewRequest, envelope.body).certificate
-        ring = KeyRing(root, index.site, [issuer.certificate])
+        ring = KeyRing(root, index.site, authorities)
         identity = ring.learn(certificate, now, sender=device if device is not None else envelope.sender)
         request, sender = unseal(RenewRequest, sealed, RENEW_TYPE, ring, sender=identity.id)
         if request.device != sender:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from vedette_broker import ca, ca_enrolment, ca_revocation
+from cryptography import x509
+
+from vedette_broker import ca, ca_authority, ca_enrolment, ca_revocation
 from vedette_broker.allow_list import AllowList
 from vedette_broker.ca_settings import AuthoritySettings
+from vedette_core.crypto.certificate_chain import der
 from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.runtime.identity import Bundle, client_context, load_node, reload_context
 from vedette_core.runtime.jobs import run_until_signal
@@ -34,6 +38,9 @@ WATCH_S: Final = 1.0
 LOOK_ANYWAY_S: Final = 60.0
 """Whether half of the list's life is over is asked this often, though nobody changed anything."""
 """How soon a revocation that a person made is published."""
+LAST_CHANCE_S: Final = 86_400.0
+"""So long before its end the own certificate is renewed, whether or not the broker knows who issues."""
+WARN_EACH_S: Final = 86_400.0
 WINDOW_S: Final = 60.0
 WINDOW_REQUESTS: Final = 600
 """Requests that are answered a minute, over all nodes; an answer costs two signatures and a write to the disk."""
@@ -114,7 +121,9 @@ class AuthorityService:
             on_connect=self._connected,
         )
         self._published: int | None = None
+        self._told: tuple[x509.Certificate, ...] = ()
         self._window = RequestWindow()
+        self._warned = -math.inf
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until `stop` is set."""
@@ -169,7 +178,7 @@ class AuthorityService:
         return reply
 
     def _connected(self, _session_present: bool) -> None:
-        self._published = None  # the broker may have forgotten the list
+        self._published, self._told = None, ()  # the broker may have forgotten the list
 
     async def _watch(self) -> None:
         """Publish a list that is new, make the next one in time, and renew the own bundle."""
@@ -180,10 +189,11 @@ class AuthorityService:
                 if newest is None or stamps != seen or time.monotonic() >= look_at:
                     newest = await asyncio.to_thread(ca_revocation.refresh_if_due, self._directory, now=time.time())
                     seen, look_at = stamps, time.monotonic() + LOOK_ANYWAY_S
+                    self._look_at_end()
                 self._metrics.set("revocation_list_number", value=newest.number)
                 if self._link.connected and self._published != newest.number:
-                    await self._link.publish(self._topics.revoked, newest.der, retain=True)
-                    self._published = newest.number
+                    await self._link.publish(self._topics.revoked, newest.message, retain=True)
+                    self._published, self._told = newest.number, newest.authorities
                     log.info("revocation list %d: %d certificates", newest.number, len(newest.entries))
             except VedetteError as fault:
                 log.error("%s", fault)
@@ -193,14 +203,29 @@ class AuthorityService:
                 log.error("%s", fault)
             await asyncio.sleep(WATCH_S)
 
+    def _look_at_end(self) -> None:
+        ends = ca_authority.ends_at(self._directory)
+        self._metrics.set("authority_expiry_timestamp_seconds", value=ends)
+        said = ca_authority.warning(ends, time.time())
+        if said and time.monotonic() >= self._warned + WARN_EACH_S:
+            self._warned = time.monotonic()
+            log.warning("%s", said)
+
     def _stamps(self) -> tuple[int, ...]:
         """When the index and the list last changed: reading both costs a large site a fifth of a core otherwise."""
         paths = (self._directory / "index.json", self._directory / ca_revocation.LIST_FILE)
         return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
 
     def _renew_self(self) -> None:
-        now = time.time()
-        if now < (self._node.tls_not_before + self._node.tls_not_after) / 2:
+        now, node = time.time(), self._node
+        issuer = ca_authority.issues(self._directory)
+        if node.intermediate == der(issuer):
+            due = now >= (node.tls_not_before + node.tls_not_after) / 2
+        else:
+            # At once: the earlier authority may go at any time. But a broker that has not been told of the newer one
+            # would let nobody in who could tell it.
+            due = issuer in self._told or now >= node.tls_not_after - LAST_CHANCE_S
+        if not due:
             return
         self._node = load_node(ca.renew(self._directory, AUTHORITY_ID, now=now), now)
         self._link.reconnect(self._reload)

@@ -3,7 +3,10 @@
 The index is one JSON file, replaced by rename, so that a crash leaves the old state or the new one::
 
     root/root.crt root.key      needed for `init` only: move the directory to a medium that stays offline
-    online/ca.crt ca.key        issues leaves and signs revocation lists
+    online/ca.crt               the root and the online authorities in force, the newest first
+    online/ca.key               issues leaves; the authority of `ca.crt` whose key it is
+    online/next.key             of an authority that is asked for, or known and does not issue yet (see `ca_authority`)
+    online/earlier.key          of the one before, until the last of its leaves has ended
     index.json                  what was issued, tokens, revocations, and the number of the newest list
     crl.pem                     the newest revocation list
     aggregator.crt              the aggregator's signing chain, for the bundles of nodes
@@ -20,7 +23,7 @@ import math
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
@@ -39,9 +42,14 @@ from vedette_core.runtime.identity import read_file, read_private_key
 from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.topics import check_id
 
-INDEX_VERSION: Final = 3
-INDEX_VERSIONS_READ: Final = frozenset({1, 2, 3})
-"""Version 1 knew no tokens and no revocations, version 2 not who replaced a certificate."""
+INDEX_VERSION: Final = 4
+INDEX_VERSIONS_READ: Final = frozenset({1, 2, 3, 4})
+"""Version 1 knew no tokens and no revocations, version 2 not who replaced a certificate, version 3 no
+second authority."""
+
+ISSUING_KEY: Final = "ca.key"
+NEXT_KEY: Final = "next.key"
+EARLIER_KEY: Final = "earlier.key"
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -157,6 +165,8 @@ class Index:
         tokens: invitations that have not ended, by their id.
         revoked: revoked leaves that have not ended, or that are the newest of their holder, by serial number.
         list_number: number of the newest revocation list; 0 before the first.
+        retiring: epoch seconds at which the last leaf of an authority ends that issues no more, by the authority's
+            serial number in hexadecimal.
     """
 
     site: str
@@ -164,6 +174,7 @@ class Index:
     tokens: dict[str, Token] = field(default_factory=dict)
     revoked: dict[str, Revoked] = field(default_factory=dict)
     list_number: int = 0
+    retiring: dict[str, float] = field(default_factory=dict)
 
     def forget_ended(self, now: float) -> None:
         """Drop tokens and revocations that have ended; nothing believes their certificates any more.
@@ -203,6 +214,7 @@ def read_index(directory: Path) -> Index:
             {token.id: token for token in tokens},
             {entry.serial: entry for entry in revoked},
             int(plain.get("list_number", 0)),
+            {str(serial): float(at) for serial, at in plain.get("retiring", {}).items()},
         )
     except OSError as fault:
         raise ConfigError(f"{path}: cannot be read ({fault.strerror}); check its owner and mode") from fault
@@ -218,6 +230,7 @@ def write_index(directory: Path, index: Index) -> None:
         "version": INDEX_VERSION,
         "site": index.site,
         "list_number": index.list_number,
+        "retiring": index.retiring,
         "issued": [asdict(index.issued[key]) for key in sorted(index.issued)],
         "tokens": [asdict(index.tokens[key]) for key in sorted(index.tokens)],
         "revoked": [asdict(index.revoked[key]) for key in sorted(index.revoked)],
@@ -226,7 +239,7 @@ def write_index(directory: Path, index: Index) -> None:
 
 
 def load_issuer(directory: Path, now: float) -> tuple[Issuer, x509.Certificate]:
-    """The online authority with its key, and the root's certificate.
+    """The authority that issues, with its key, and the root's certificate.
 
     Args:
         directory: the authority's.
@@ -235,19 +248,58 @@ def load_issuer(directory: Path, now: float) -> tuple[Issuer, x509.Certificate]:
     Raises:
         ConfigError: missing, damaged, not belonging together, or ended.
     """
-    path = directory / "online" / "ca.key"
-    key = read_private_key(path, "it is not the authority's: restore it")
-    root, online = load_chain(directory)
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != online.public_key():
+    root, authorities = load_chain(directory)
+    issuer = issuing(directory, authorities)
+    if now >= issuer.certificate.not_valid_after_utc.timestamp():
+        raise over(directory, issuer.certificate)
+    return issuer, root
+
+
+def over(directory: Path, authority: x509.Certificate) -> ConfigError:
+    """What to say of an authority whose certificate has ended."""
+    return ConfigError(
+        f"{directory}: found an online certificate that ended on {authority.not_valid_after_utc:%Y-%m-%d}, expected "
+        "one in force; replace it with `vedette ca intermediate renew`"
+    )
+
+
+def issuing(directory: Path, authorities: Sequence[x509.Certificate]) -> Issuer:
+    """The authority that issues, also if its certificate has ended.
+
+    Raises:
+        ConfigError: its key is missing or damaged, or is none of the authorities'.
+    """
+    found = with_key(directory, ISSUING_KEY, authorities)
+    if found is None:
+        path = directory / "online" / ISSUING_KEY
         raise ConfigError(f"{path}: found a key that is not that of ca.crt beside it; restore it")
-    if now >= online.not_valid_after_utc.timestamp():
-        ended = f"{online.not_valid_after_utc:%Y-%m-%d}"
-        raise ConfigError(f"{directory}: found an online certificate that ended on {ended}; make a new authority")
-    return Issuer(online, key), root
+    return found
 
 
-def load_chain(directory: Path) -> tuple[x509.Certificate, x509.Certificate]:
-    """Certificates of the root and of the online authority.
+def with_key(directory: Path, name: str, authorities: Sequence[x509.Certificate]) -> Issuer | None:
+    """The authority whose private key a file of `online` is; None if it is that of none of them.
+
+    Raises:
+        ConfigError: the file is missing or damaged, or others may read it.
+    """
+    key = read_authority_key(directory / "online" / name)
+    return next((Issuer(c, key) for c in authorities if c.public_key() == key.public_key()), None)
+
+
+def read_authority_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """An authority's private key from its file.
+
+    Raises:
+        ConfigError: missing, damaged, of another kind, or others may read it.
+    """
+    key = read_private_key(path, "it is not the authority's: restore it")
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{path}: found a {type(key).__name__}, expected the authority's P-256 key; restore it")
+    return key
+
+
+def load_chain(directory: Path) -> tuple[x509.Certificate, tuple[x509.Certificate, ...]]:
+    """Certificates of the root, and of the online authorities in force, the newest first.
 
     Raises:
         ConfigError: missing or damaged.
@@ -255,10 +307,12 @@ def load_chain(directory: Path) -> tuple[x509.Certificate, x509.Certificate]:
     path = directory / "online" / "ca.crt"
     data = read_file(path)
     try:
-        root, online = load_certificates(data, "online certificate")
+        root, *authorities = load_certificates(data, "online certificate")
+        if not authorities:
+            raise ValueError("found no online certificate")
     except (ValueError, PeerError) as fault:
         raise ConfigError(f"{path.parent}: found files that are not the authority's ({fault}); restore them") from fault
-    return root, online
+    return root, tuple(authorities)
 
 
 @contextmanager

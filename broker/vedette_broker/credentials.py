@@ -1,12 +1,13 @@
 """The broker's TLS context, made anew when its certificate, ``ca.crt`` or the site's revocation list changes on disk.
 
 A list comes as the bundle's ``crl.pem``, or retained on ``public/revoked``. It is believed if an authority of
-``ca.crt`` signed it and its number is not below the last one's. A file that is neither readable nor that, or that has
+``ca.crt`` signed it, or a newer one of the same root that comes with it, and its number is not below the last one's.
+From then on leaves of that newer authority count. A file that is neither readable nor that, or that has
 gone, changes nothing: what was revoked stays revoked. TLS then checks every client's leaf against it, which also
 refuses everybody once the list is past its next update: a list that nobody renews is no list.
 
-While ``ca.crt`` names two authorities, because one takes the other's place, there is still one list, and OpenSSL wants
-one of each leaf's own issuer. It is not asked then; `Credentials.check` says the same once a client has said its name.
+While two authorities are in force, because one takes the other's place, there is still one list, and OpenSSL wants one
+of each leaf's own issuer. It is not asked then; `Credentials.check` says the same once a client has said its name.
 
 Source: RFC 5280 §5; OpenSSL X509_V_FLAG_CRL_CHECK.
 """
@@ -20,7 +21,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from vedette_core.crypto.revocation import LIST_FILE_BYTES_MAX, RevocationList, Revocations, read_list
+from cryptography import x509
+
+from vedette_core.crypto.published_list import LIST_FILE_BYTES_MAX
+from vedette_core.crypto.revocation import RevocationList, Revocations
 from vedette_core.runtime.identity import Bundle, load_authorities, read_file, server_context
 from vedette_schemas.errors import ConfigError, PeerError
 
@@ -40,7 +44,6 @@ class Credentials:
     Attributes:
         context: for new connections.
         root: the site's root certificate; another one needs a restart.
-        intermediates: the authorities whose leaves and lists count.
 
     Raises:
         ConfigError: the bundle's files do not fit together, or there is a list that is not to be believed.
@@ -49,35 +52,45 @@ class Credentials:
     def __init__(self, bundle: Bundle, counts: Counter[str]) -> None:
         self._bundle, self._counts = bundle, counts
         self._stamps = self._look()
-        self.root, self.intermediates = load_authorities(bundle)
-        self._revocations = Revocations(self.root, self.intermediates)
+        self.root, told = load_authorities(bundle)
+        self._revocations = Revocations(self.root, told)
         if bundle.crl.exists():
             self._read_list()
         self.context = self._context()
         self._current = True
 
     @property
+    def intermediates(self) -> tuple[x509.Certificate, ...]:
+        """The authorities whose leaves and lists count: those of ``ca.crt`` and of the newest list."""
+        return self._revocations.intermediates
+
+    @property
     def revoked(self) -> RevocationList | None:
         """The newest list, None before the first."""
         return self._revocations.newest
 
-    def is_revoked(self, serial: int) -> bool:
-        """Tell whether a leaf's serial number is in the newest list."""
-        return self.revoked is not None and serial in self.revoked.entries
+    def knows(self, issuer: int) -> bool:
+        """Tell whether the authority with this serial number is one whose leaves count."""
+        return any(authority.serial_number == issuer for authority in self.intermediates)
 
-    def check(self, serial: int, who: str, now: float) -> None:
+    def is_revoked(self, serial: int, issuer: int = 0) -> bool:
+        """Tell whether a leaf's serial number, or that of the authority that issued it, is in the newest list."""
+        return self.revoked is not None and not self.revoked.entries.keys().isdisjoint((serial, issuer))
+
+    def check(self, serial: int, who: str, now: float, issuer: int = 0) -> None:
         """Check a client's leaf against the newest list, which may be newer than the client's handshake.
 
         Args:
             serial: the leaf's serial number.
             who: its holder, for the message.
             now: epoch seconds.
+            issuer: serial number of the authority that issued it.
 
         Raises:
-            PeerError: it is revoked.
+            PeerError: it is revoked, or its authority is out of service.
             RefusedError: the next list is overdue.
         """
-        self._revocations.check(serial, who)
+        self._revocations.check(serial, who, issuer)
         self._revocations.check_fresh(now)
 
     def refresh(self) -> bool:
@@ -118,7 +131,6 @@ class Credentials:
         root, intermediates = load_authorities(self._bundle)
         if root != self.root:
             raise ConfigError(f"{self._bundle.ca}: found another root, expected the site's; restart the broker for it")
-        self.intermediates = intermediates
         self._revocations.learn_authorities(intermediates)
         log.info("%s: certificates and lists of %d authorities count", self._bundle.ca, len(intermediates))
         return True
@@ -183,11 +195,7 @@ class Credentials:
         return context
 
     def _covers_all(self, found: RevocationList) -> bool:
-        try:
-            read_list(found.der, self.root, self.intermediates)
-        except PeerError:
-            return False  # of the authority before
-        return len(self.intermediates) == 1
+        return self.intermediates == (found.issuer,)
 
 
 def _stamp(path: Path) -> Stamp:

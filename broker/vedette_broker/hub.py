@@ -170,7 +170,7 @@ class Hub(Broker):  # type: ignore[misc]
         if accepted:
             holder = session.attributes[IDENTITY]
             try:
-                self._credentials.check(holder.serial, holder.id, time.time())
+                self._credentials.check(holder.serial, holder.id, time.time(), holder.issuer)
             except (PeerError, RefusedError) as fault:
                 accepted, why = False, str(fault)
         if not accepted:
@@ -238,10 +238,10 @@ class Hub(Broker):  # type: ignore[misc]
                 holder = connection.holder
                 if holder is None:
                     continue
-                if self._credentials.is_revoked(holder.serial):
+                if self._credentials.is_revoked(holder.serial, holder.issuer):
                     self.counts["revoked_cut"] += 1
                     connection.cut("its certificate is revoked", SessionEvent.REFUSED)
-                elif holder.authority not in self._credentials.intermediates:
+                elif not self._credentials.knows(holder.issuer):
                     # Its list does not count any more either: whoever stole it could stay for as long as he likes.
                     self.counts["authority_cut"] += 1
                     connection.cut("its authority is none of ca.crt any more", SessionEvent.REFUSED)

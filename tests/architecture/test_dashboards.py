@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vedette_core.runtime.metrics import AGGREGATOR_METRICS, DEVICE_METRICS
+from vedette_core.runtime.metrics import AGGREGATOR_METRICS, AUTHORITY_METRICS, DEVICE_METRICS
 
 ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "grafana"
@@ -159,7 +159,7 @@ def test_everything_that_the_aggregator_serves_is_shown() -> None:
 
 @pytest.mark.parametrize("path", RULES, ids=lambda p: p.stem)
 def test_rules_use_metrics_and_labels_that_exist(path: Path) -> None:
-    known = exposed(AGGREGATOR_METRICS, DEVICE_METRICS)
+    known = exposed(AGGREGATOR_METRICS, DEVICE_METRICS, AUTHORITY_METRICS)
     recorded = {
         r["record"] for p in RULES for g in yaml.safe_load(p.read_text())["groups"] for r in g["rules"] if "record" in r
     }

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vedette_broker import ca, ca_enrolment, ca_tokens
 from vedette_broker.ca_store import load_issuer, read_index
+from vedette_core.crypto.certificate_chain import der
 from vedette_core.crypto.certificates import CertificateRole, Purpose
 from vedette_core.crypto.enrolment_token import EnrolmentToken, parse_token
 from vedette_core.crypto.requests import make_request, read_request
@@ -83,6 +84,22 @@ def test_a_damaged_list_is_refused_and_changes_nothing(office: Office, data: st.
         assert caught.value.reason in {"list", "signature", "limit", "old-list"}
     assert known.newest is not None
     assert known.newest.der == office.list
+
+
+@MANY
+@given(data=st.data())
+def test_what_is_damaged_behind_a_list_brings_no_authority(office: Office, data: st.DataObject) -> None:
+    known = Revocations(office.root, office.intermediates)
+    whole = office.list + b"".join(map(der, office.intermediates))
+    wrong, refused = damaged(data, whole), ""
+    try:
+        known.take(wrong)
+    except PeerError as fault:
+        refused = fault.reason
+    assert refused in {"", "list", "signature", "limit", "chain"}
+    assert (known.newest is None) == bool(refused)
+    assert refused or wrong.startswith(office.list)
+    assert known.intermediates == office.intermediates
 
 
 @MANY

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from vedette_broker import ca, ca_enrolment, ca_tokens
-from vedette_broker.ca_store import load_chain, pem, private_pem, replace_file
+from vedette_broker import ca, ca_authority, ca_enrolment, ca_tokens
+from vedette_broker.ca_store import load_chain
 from vedette_broker.ca_tokens import Invitation
-from vedette_core.crypto.certificates import CertificateRole, Issuer, make_intermediate
+from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.crypto.enrolment_token import EnrolmentToken
 from vedette_core.crypto.requests import make_request
 from vedette_core.runtime.bundle_requests import (
@@ -94,15 +93,9 @@ def renewal_by(node: NodeIdentity, signer: Any = None, **changes: Any) -> bytes:
 
 def replace_authority(authority: Path, now: float) -> list[x509.Certificate]:
     """Let the root sign another online authority, which issues from now on; returns the one before and the new one."""
-    root, before = load_chain(authority)
-    root_key = load_pem_private_key((authority / "root" / "root.key").read_bytes(), None)
-    assert isinstance(root_key, ec.EllipticCurvePrivateKey)
-    key = ec.generate_private_key(ec.SECP256R1())
-    serial = x509.random_serial_number()
-    fresh = make_intermediate(Issuer(root, root_key), key.public_key(), "lab", now=now, serial=serial)
-    replace_file(authority / "online" / "ca.key", private_pem(key), 0o600)
-    replace_file(authority / "online" / "ca.crt", pem(root, fresh), 0o644)
-    return [before, fresh]
+    before = load_chain(authority)[1][0]
+    ca_authority.renew(authority, now=now)
+    return [before, load_chain(authority)[1][0]]
 
 
 def rule_of(act: Callable[[], object]) -> str:

@@ -218,7 +218,7 @@ def test_an_authority_that_others_can_open_is_refused(authority: Path) -> None:
     ("name", "content", "message"),
     [
         ("index.json", b"{", "not the index"),
-        ("index.json", b'{"version": 4, "site": "lab", "issued": []}', "found version 4, expected 3"),
+        ("index.json", b'{"version": 5, "site": "lab", "issued": []}', "found version 5, expected 4"),
         ("index.json", b'{"version": 1, "site": "L/", "issued": []}', "not the index"),
         ("index.json", b'{"version": 1, "site": "lab", "issued": [{}]}', "not the index"),
         ("online/ca.key", b"nonsense", "not the authority's"),
@@ -269,7 +269,7 @@ def test_a_crash_between_two_steps_leaves_an_authority_that_goes_on(
         patch.setattr(ca, step, crash)
         with pytest.raises(KeyboardInterrupt):
             ca.issue(authority, "dev-2", DEVICE, now=NOW)
-    assert json.loads((authority / "index.json").read_text())["version"] == 3
+    assert json.loads((authority / "index.json").read_text())["version"] == 4
     assert load_node(authority / "bundles" / "dev-1", NOW).id == "dev-1"
     load_node(ca.issue(authority, "dev-2", DEVICE, now=NOW, replace=True), NOW)
 

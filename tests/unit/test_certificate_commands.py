@@ -160,3 +160,38 @@ def test_what_a_node_cannot_be_made_of_is_told(
     assert done.returncode in (ExitCode.CONFIGURATION, ExitCode.INTEGRITY)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_issuing_authority_is_replaced_with_a_root_that_is_elsewhere(tmp_path: Path) -> None:
+    authority, offline = tmp_path / "ca", tmp_path / "offline"
+    ca.init(authority, "lab", now=time.time() - 340 * 86_400)
+    where = ("-d", str(authority))
+    for command in (("ca", "list", *where), ("ca", "intermediate", "show", *where)):
+        told = vedette(*command)
+        assert told.returncode == ExitCode.OK
+        assert "vedette ca intermediate renew" in told.stderr
+    (authority / "root").rename(offline)
+    missing = vedette("ca", "intermediate", "renew", *where)
+    assert missing.returncode == ExitCode.CONFIGURATION
+    assert "root.crt" in missing.stderr
+    asked, signed = tmp_path / "asked.csr", tmp_path / "signed.crt"
+    said = [run("ca", "intermediate", "request", "-o", str(asked), *where)]
+    shown = said[0].split()[-1]
+    sign = ("ca", "intermediate", "sign", str(asked), "--root", str(offline), "-o", str(signed), "--fingerprint")
+    refused = vedette(*sign, "0" * 64)
+    assert refused.returncode != ExitCode.OK
+    assert not signed.exists()
+    said.append(run(*sign, shown))
+    said.append(run("ca", "intermediate", "install", str(signed), "--announce", *where))
+    assert [row["state"] for row in as_json("ca", "intermediate", "show", *where)] == ["known", "issues"]
+    said.append(run("ca", "intermediate", "install", str(signed), *where))
+    assert [row["state"] for row in as_json("ca", "intermediate", "show", *where)] == ["issues", "earlier"]
+    assert vedette("ca", "list", *where).stderr == ""
+    again = vedette("ca", "intermediate", "renew", "--root", str(offline), *where)
+    assert "in force still" in again.stderr
+    said.append(run("ca", "intermediate", "retire", *where))
+    assert [row["state"] for row in as_json("ca", "intermediate", "show", *where)] == ["issues"]
+    keys = [p.read_text().splitlines()[1] for p in tmp_path.rglob("*.key")]
+    assert len(keys) == 2
+    for text in (*said, asked.read_text(), signed.read_text()):
+        assert not any(key in text for key in keys)

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from vedette_core.crypto import revocation
 from vedette_core.crypto.certificate_chain import der
 from vedette_core.crypto.certificates import CertificateRole, Issuer, Purpose, make_intermediate, make_leaf, make_root
+from vedette_core.crypto.published_list import LIST_BYTES_MAX, join_der, join_pem
 from vedette_core.crypto.revocation import (
     ENTRIES_MAX,
-    LIST_BYTES_MAX,
     LIST_DAYS,
     Revocation,
     RevocationReason,
@@ -221,4 +221,112 @@ def test_a_new_online_authority_counts_once_it_is_known(site: Authority) -> None
     assert refused(ring.revocations.take, made) == "signature"
     ring.learn_authorities([online])
     assert ring.revocations.take(made)
-    assert ring.revocations.take(site.list(6)), "and the old one does, too"
+    assert ring.revocations.take(site.list(6)), "neither of the two begins later"
+
+
+# -- lists that bring their authority along
+
+
+def successor(site: Authority, now: float = NOW + DAY_S) -> Issuer:
+    key = ec.generate_private_key(ec.SECP256R1())
+    serial = x509.random_serial_number()
+    made = make_intermediate(Issuer(site.root, site.root_key), key.public_key(), site.site, now=now, serial=serial)
+    return Issuer(made, key)
+
+
+def listed(issuer: Issuer, number: int, *along: x509.Certificate, serials: tuple[int, ...] = ()) -> bytes:
+    entries = [Revocation(serial, NOW, RevocationReason.SUPERSEDED) for serial in serials]
+    return join_der(make_list(issuer, number, entries, now=NOW + DAY_S), along)
+
+
+def test_a_newer_authority_is_believed_by_the_list_that_brings_it(site: Authority) -> None:
+    known, fresh = site.revocations(), successor(site)
+    both = (fresh.certificate, site.issuer.certificate)
+    made = listed(fresh, 2, *both)
+    assert refused(known.take, made[: -len(b"".join(map(der, both)))]) == "signature", "without it, nobody knows it"
+    assert known.take(site.list(1))
+    assert known.take(made)
+    assert not known.take(made)
+    assert known.newest is not None
+    assert known.newest.message == made
+    assert set(known.intermediates) == set(both)
+    again = site.revocations()
+    assert again.take(known.newest.message), "as it is kept over a restart"
+    assert set(again.intermediates) == set(both)
+    as_file = join_pem(known.newest.der, both, (site.list(2),))
+    assert site.revocations().take(as_file)
+
+
+def test_the_authority_before_makes_no_list_any_more(site: Authority) -> None:
+    known, fresh = site.revocations(), successor(site)
+    assert known.take(listed(fresh, 2, fresh.certificate, site.issuer.certificate))
+    assert refused(known.take, site.list(3)) == "old-list"
+    assert refused(known.take, listed(site.issuer, 3, site.issuer.certificate)) == "old-list"
+    assert known.number == 2
+
+
+def test_an_authority_that_had_its_time_does_not_come_back_with_a_list(site: Authority) -> None:
+    thief = successor(site, NOW - 300 * DAY_S)
+    known = site.revocations()
+    assert refused(known.take, listed(thief, 9, thief.certificate)) == "signature"
+    assert known.newest is None
+    assert thief.certificate not in known.intermediates
+
+
+def test_what_is_on_the_list_is_no_authority_whoever_brings_it(site: Authority) -> None:
+    ring, fresh = site.ring(), successor(site)
+    before = site.issuer.certificate
+    _, certificate, _ = site.node()
+    ring.learn(certificate, NOW + DAY_S)
+    ring.revocations.take(listed(fresh, 2, fresh.certificate, before, serials=(before.serial_number,)))
+    assert ring.revocations.intermediates == (fresh.certificate,)
+    ring.learn_authorities([before])
+    assert ring.revocations.intermediates == (fresh.certificate,)
+    for fork in (ring, ring.fork()):
+        assert refused(fork.learn, certificate, NOW + DAY_S) == "revoked", "also if its chain held before"
+        with pytest.raises(PeerError):
+            fork.learn(certificate, NOW + DAY_S, intermediate=der(before))
+
+
+def test_authorities_that_are_not_the_site_s_come_in_with_no_list(site: Authority) -> None:
+    other, (_, leaf, _), fresh = Authority(), site.node(), successor(site)
+    known = site.revocations()
+    theirs = successor(other)
+    assert refused(known.take, listed(theirs, 2, theirs.certificate)) == "chain"
+    assert refused(known.take, site.list(2) + der(other.issuer.certificate)) == "chain"
+    assert refused(known.take, site.list(2) + der(site.root)) == "chain"
+    assert refused(known.take, site.list(2) + leaf) == "chain"
+    assert refused(known.take, site.list(2) + der(fresh.certificate) * 5) == "limit"
+    assert refused(known.take, site.list(2) + der(fresh.certificate)[:-1]) == "list"
+    assert refused(known.take, site.list(2) + b"\x30") == "list"
+    assert refused(known.take, site.list(2) + b"\x30\x82\xff\xff" + b"\0" * 65_535) == "limit"
+    assert known.newest is None
+    assert known.intermediates == (site.issuer.certificate,)
+
+
+def test_the_same_list_is_news_if_it_brings_an_authority(site: Authority) -> None:
+    known, fresh = site.revocations(), successor(site)
+    bare = site.list(1)
+    assert known.take(bare)
+    assert known.take(bare + der(fresh.certificate))
+    assert not known.take(bare), "and what it brought is not forgotten"
+    assert fresh.certificate in known.intermediates
+
+
+def test_a_ring_that_saw_many_authorities_still_believes_the_newest(site: Authority) -> None:
+    ring, many = site.ring(), [successor(site, NOW + year * DAY_S) for year in range(1, 7)]
+    for number, issuer in enumerate(many, 1):
+        ring.learn_authorities([issuer.certificate])
+        assert ring.revocations.take(listed(issuer, number, issuer.certificate))
+        leaf = make_leaf(
+            issuer,
+            Ed25519PrivateKey.generate().public_key(),
+            holder="dev-1",
+            role=CertificateRole.DEVICE,
+            site=site.site,
+            purpose=Purpose.SIGNING,
+            now=NOW + 8 * DAY_S,
+            serial=x509.random_serial_number(),
+        )
+        for along in (b"", der(issuer.certificate), der(successor(site).certificate)):
+            ring.fork().learn(der(leaf), NOW + 8 * DAY_S, intermediate=along)

@@ -69,7 +69,7 @@ def test_what_the_authority_writes_is_seen_published_and_kept(desk: Desk) -> Non
     publication = desk.watch.publication()
     assert publication is not None
     assert (publication.topic, publication.retain, publication.qos) == ("vedette/1/lab/public/revoked", True, 1)
-    assert publication.payload == ca_revocation.newest_list(desk.authority).der
+    assert publication.payload == ca_revocation.newest_list(desk.authority).message
 
 
 def test_no_restart_and_no_older_file_brings_an_older_list_back(desk: Desk) -> None:
@@ -162,10 +162,32 @@ def test_a_list_that_found_no_room_on_the_disk_is_written_when_it_comes_again(
     assert desk.ring.revocations.number == number
 
 
-def test_lists_of_another_authority_count_once_the_own_bundle_names_it(desk: Desk) -> None:
+def test_a_list_of_another_authority_counts_at_once_and_its_publication_tells_the_others(desk: Desk) -> None:
+    gone = desk.node("gw-01")
+    before, fresh = replace_authority(desk.authority, NOW)
+    number = desk.revoke("gw-01")
+    assert desk.watch.poll(NOW)
+    assert desk.ring.revocations.number == number
+    assert desk.ring.revocations.intermediates == (fresh, before)
+    assert desk.watch.devices() == {"gw-01"}
+    publication = desk.watch.publication()
+    assert publication is not None
+    far = key_ring(Bundle(gone.bundle.directory), "lab")
+    assert far.revocations.take(publication.payload)
+    assert far.revocations.intermediates == (fresh, before)
+    desk.start()
+    assert desk.ring.revocations.number == number, "a restart forgets neither"
+    assert desk.ring.revocations.intermediates == (fresh, before)
+
+
+def test_a_list_without_its_authority_counts_once_the_own_bundle_names_it(desk: Desk) -> None:
     desk.node("gw-01")
+    anchors = desk.bundle.ca.read_bytes()
     replace_authority(desk.authority, NOW)
     number = desk.revoke("gw-01")
+    bare = ca_revocation.newest_list(desk.authority).pem
+    desk.bundle.crl.write_bytes(bare)
+    desk.bundle.ca.write_bytes(anchors)
     assert not desk.watch.poll(NOW)
     assert desk.refused("signature") == 1
     before = desk.bundle.ca.read_bytes()

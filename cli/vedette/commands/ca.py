@@ -7,11 +7,18 @@ import time
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from vedette_broker.ca_authority import Standing
+
 app = typer.Typer(help="The site's certificate authority.", no_args_is_help=True)
+intermediate_app = typer.Typer(
+    help="The authority that issues: its end, and another one in its place.", no_args_is_help=True
+)
+app.add_typer(intermediate_app, name="intermediate")
 Directory = Annotated[Path, typer.Option("--dir", "-d", help="Folder of the certificate authority.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
@@ -225,7 +232,7 @@ def list_issued(
     """List every id that has certificates: valid, expired or revoked, and until when."""
     from dataclasses import asdict
 
-    from vedette_broker import ca_revocation, ca_tokens
+    from vedette_broker import ca_authority, ca_revocation, ca_tokens
     from vedette_broker.ca_store import read_index
 
     now = time.time()
@@ -249,6 +256,9 @@ def list_issued(
             }
             for line in (index.issued[key] for key in sorted(index.issued))
         ]
+    said = ca_authority.warning(ca_authority.ends_at(directory), now)
+    if said:
+        typer.echo(said, err=True)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -273,6 +283,109 @@ def serve(
     settings = load(AuthoritySettings, config)
     logs.configure(settings.log.level, settings.log.format)
     ca_service.serve(settings)
+
+
+Announce = Annotated[
+    bool, typer.Option("--announce", help="Only make it known; the same command without it lets it issue.")
+]
+
+
+@intermediate_app.command("show")
+def show_intermediate(directory: Directory = Path("ca"), as_json: AsJson = False) -> None:
+    """Show the authorities in force: which one issues, and when each of them ends."""
+    from dataclasses import asdict
+
+    from vedette_broker import ca_authority
+
+    found = ca_authority.standings(directory)
+    if as_json:
+        typer.echo(json.dumps([{**asdict(each), "state": each.state.value} for each in found], indent=2))
+        return
+    for each in found:
+        _say(each)
+    said = ca_authority.warning(found[0].not_after, time.time())
+    if said:
+        typer.echo(said, err=True)
+
+
+@intermediate_app.command("renew")
+def renew_intermediate(
+    directory: Directory = Path("ca"),
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Folder with root.crt and root.key; else that of the authority.")
+    ] = None,
+    announce: Announce = False,
+) -> None:
+    """Replace the authority that issues, where the root's key is at hand. The same call goes on after a crash."""
+    from vedette_broker import ca_authority
+
+    _say(ca_authority.renew(directory, now=time.time(), announce=announce, root=root))
+
+
+@intermediate_app.command("request")
+def request_intermediate(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the request goes; nothing in it is secret.")],
+    directory: Directory = Path("ca"),
+) -> None:
+    """Ask for another authority's certificate: carry the request to the machine where the root's key is."""
+    from vedette_broker import ca_authority
+    from vedette_core.runtime.durable import write_durable
+
+    asked = ca_authority.request(directory)
+    write_durable(out, asked, 0o644)
+    typer.echo(f"{out}: request for the key {ca_authority.fingerprint_in(asked)}")
+
+
+@intermediate_app.command("sign")
+def sign_intermediate(
+    request: Annotated[Path, typer.Argument(help="What `vedette ca intermediate request` wrote.")],
+    root: Annotated[Path, typer.Option("--root", help="Folder with root.crt and root.key.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the certificate goes; nothing in it is secret.")],
+    fingerprint: Annotated[
+        str, typer.Option("--fingerprint", help="Sign only for this key; from another way than the request.")
+    ] = "",
+) -> None:
+    """Sign a request with the root's key, on the machine where that is."""
+    from vedette_broker import ca_authority
+    from vedette_broker.ca_store import pem
+    from vedette_core.runtime.durable import write_durable
+    from vedette_core.runtime.identity import read_file
+
+    asked = read_file(request)
+    made = ca_authority.sign(root, asked, now=time.time(), fingerprint=fingerprint)
+    write_durable(out, pem(made), 0o644)
+    typer.echo(
+        f"{out}: authority with the key {ca_authority.fingerprint_in(asked)}, until "
+        f"{_utc(made.not_valid_after_utc.timestamp())}"
+    )
+
+
+@intermediate_app.command("install")
+def install_intermediate(
+    certificate: Annotated[Path, typer.Argument(help="What `vedette ca intermediate sign` wrote.")],
+    directory: Directory = Path("ca"),
+    announce: Announce = False,
+) -> None:
+    """Take the signed certificate, make it known, and issue from it. The same call goes on after a crash."""
+    from vedette_broker import ca_authority
+    from vedette_core.runtime.identity import read_file
+
+    _say(ca_authority.install(directory, read_file(certificate), now=time.time(), announce=announce))
+
+
+@intermediate_app.command("retire")
+def retire_intermediate(directory: Directory = Path("ca")) -> None:
+    """End the earlier authority at once, if its key was stolen: whoever has a certificate of it only is kept out."""
+    from vedette_broker import ca_authority
+
+    _say(ca_authority.retire(directory, now=time.time()))
+
+
+def _say(authority: Standing) -> None:
+    state = authority.state.value
+    if authority.retires is not None:
+        state += f", leaves until {_utc(authority.retires)}"
+    typer.echo(f"{authority.serial:40} {state}, ends {_utc(authority.not_after)}, key {authority.fingerprint[:16]}")
 
 
 def _utc(at: float) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -110,7 +111,7 @@ def _verify(
     candidates = list(intermediates)
     if len(candidates) > CHAIN_LENGTH_MAX:
         raise _odd(who, f"{len(candidates)} intermediates", f"at most {CHAIN_LENGTH_MAX}", "limit")
-    issuer = issuer_of(leaf, candidates)
+    issuer = _issuer_of(leaf, candidates)
     if root.issuer != root.subject or not _issued(root, root):
         raise _odd("root", "a certificate that is not self-signed", "a root certificate", "chain")
     if issuer.issuer != root.subject or not _issued(issuer, root):
@@ -119,10 +120,22 @@ def _verify(
         _check_time(what, certificate, moment)
     _check_authority("root", root, path_length=1)
     _check_authority("intermediate", issuer, path_length=0)
-    return _check_leaf(leaf, purpose, site)
+    return replace(_check_leaf(leaf, purpose, site), issuer=issuer.serial_number)
 
 
-def issuer_of(leaf: x509.Certificate, candidates: Iterable[x509.Certificate]) -> x509.Certificate:
+def check_intermediate(certificate: x509.Certificate, root: x509.Certificate) -> None:
+    """Check that a certificate is an issuing authority's of this root; whether it has ended is another question.
+
+    Raises:
+        PeerError: the root did not issue it (``chain``), or it is not exactly of the shape of an authority.
+    """
+    with damaged_is_refused("intermediate"):
+        if certificate.issuer != root.subject or not _issued(certificate, root):
+            raise _odd("intermediate", "one that the root did not issue", "a chain to the site's root", "chain")
+        _check_authority("intermediate", certificate, path_length=0)
+
+
+def _issuer_of(leaf: x509.Certificate, candidates: Iterable[x509.Certificate]) -> x509.Certificate:
     """The authority that signed a leaf; nothing else of either is checked.
 
     Raises:

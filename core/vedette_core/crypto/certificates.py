@@ -101,6 +101,7 @@ class Identity:
         public_key: the leaf's key.
         not_after: epoch seconds at which the leaf ends.
         serial: the leaf's serial number, by which it may be revoked.
+        issuer: serial number of the authority that issued it, by which that one may be taken out of service.
     """
 
     id: str
@@ -110,6 +111,7 @@ class Identity:
     public_key: EllipticCurvePublicKey | Ed25519PublicKey
     not_after: float
     serial: int = 0
+    issuer: int = 0
 
     @property
     def access_role(self) -> Role:

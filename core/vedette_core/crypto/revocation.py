@@ -4,6 +4,10 @@ A list is numbered, and numbers only rise: whoever has seen one takes no older o
 that a hostile broker or aggregator can withhold a list, and can neither shorten nor replace it. Leaves live a week, and
 what has ended needs no revoking: lists stay small.
 
+While one authority takes another's place, the newer one makes the lists, and a list carries the certificates of both
+(`published_list`): so everybody learns of the newer one, by the root that they know. The older one is out of service
+once its own serial number is on a list; and nobody who has believed a list of the newer one believes one of the older.
+
 Everything is pure: the time and the issuer's key come in as arguments.
 
 Source: RFC 5280 §5 (CRL profile), §5.2.3 (CRL number), §5.3.1 (reason codes).
@@ -12,7 +16,7 @@ Source: RFC 5280 §5 (CRL profile), §5.2.3 (CRL number), §5.3.1 (reason codes)
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -23,16 +27,18 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import CRLEntryExtensionOID, ExtensionOID
 
-from vedette_core.crypto.certificate_chain import damaged_is_refused, signed_as_ours
+from vedette_core.crypto.certificate_chain import (
+    CHAIN_LENGTH_MAX,
+    check_intermediate,
+    damaged_is_refused,
+    signed_as_ours,
+)
 from vedette_core.crypto.certificates import BACKDATED_S, Issuer
+from vedette_core.crypto.published_list import join_der, split_published
 from vedette_schemas.errors import PeerError, RefusedError
 
 LIST_DAYS: Final = 8
 """A list lasts a little longer than a leaf: when it is stale, everything that was valid beside it has ended as well."""
-LIST_BYTES_MAX: Final = 192 * 1024
-"""It travels whole in one MQTT message of at most 256 KiB."""
-LIST_FILE_BYTES_MAX: Final = LIST_BYTES_MAX * 2
-"""As PEM, which is a third longer than what is signed."""
 ENTRIES_MAX: Final = 3000
 """Revoked leaves that have not ended, at about 52 bytes each: 1,500 nodes in one week."""
 NUMBER_MAX: Final = 2**63 - 1
@@ -88,6 +94,8 @@ class RevocationList:
         next_update: epoch seconds at which the next one is due.
         entries: what is revoked, by serial number.
         der: the list as it was signed.
+        issuer: the authority that signed it.
+        authorities: authorities in force that came with it, each of them the root's.
     """
 
     number: int
@@ -95,6 +103,13 @@ class RevocationList:
     next_update: float
     entries: dict[int, Revocation] = field(repr=False)
     der: bytes = field(repr=False)
+    issuer: x509.Certificate = field(repr=False)
+    authorities: tuple[x509.Certificate, ...] = field(default=(), repr=False)
+
+    @property
+    def message(self) -> bytes:
+        """The list and the authorities that came with it, as they are published and kept."""
+        return join_der(self.der, self.authorities)
 
     @property
     def pem(self) -> bytes:
@@ -155,30 +170,46 @@ def read_list(data: bytes, root: x509.Certificate, intermediates: Sequence[x509.
 
     Whether it is stale is another question: see `Revocations.check_fresh`.
 
+    An authority that came with the list may have signed it if it begins later than all that are known: it takes their
+    place. One that begins earlier had its time.
+
     Args:
-        data: DER, or one list in PEM.
+        data: as `split_published` takes it.
         root: the site's root certificate.
         intermediates: the online authorities that are known.
 
     Raises:
         PeerError: too large, damaged, or not exactly of the shape that `make_list` makes; the reason is ``limit``,
-            ``list`` or ``signature``.
+            ``list``, ``signature``, or ``chain`` (an authority came with it that is not the site's).
     """
-    if len(data) > (LIST_BYTES_MAX * 4 // 3 + 200 if data.startswith(b"-----") else LIST_BYTES_MAX):
-        raise PeerError(f"revocation list: found {len(data)} bytes, expected at most {LIST_BYTES_MAX}", reason="limit")
+    crl, came_along = split_published(data)
+    try:
+        for each in came_along:
+            check_intermediate(each, root)
+    except PeerError as fault:
+        raise PeerError(f"revocation list: {fault}", reason="chain") from fault
+    newer = [c for c in came_along if all(begins(c) > begins(known) for known in intermediates)]
     try:
         with damaged_is_refused("revocation list"):
-            crl = x509.load_pem_x509_crl(data) if data.startswith(b"-----") else x509.load_der_x509_crl(data)
-            return _checked(crl, root, intermediates)
+            return _checked(crl, root, [*intermediates, *newer], came_along)
     except PeerError as fault:
         raise PeerError(str(fault), reason="list" if fault.reason == "certificate" else fault.reason) from fault
 
 
+def begins(authority: x509.Certificate) -> float:
+    """Epoch seconds at which an authority's certificate begins: of two, the one that begins later is the newer."""
+    return authority.not_valid_before_utc.timestamp()
+
+
 def _checked(
-    crl: x509.CertificateRevocationList, root: x509.Certificate, intermediates: Sequence[x509.Certificate]
+    crl: x509.CertificateRevocationList,
+    root: x509.Certificate,
+    signers: Sequence[x509.Certificate],
+    came_along: tuple[x509.Certificate, ...],
 ) -> RevocationList:
-    signers = [c for c in intermediates if c.subject == crl.issuer and _issued(c, root)]
-    if not any(_signed(crl, c) for c in signers):
+    named = [c for c in signers if c.subject == crl.issuer and _issued(c, root)]
+    signer = next((c for c in named if _signed(crl, c)), None)
+    if signer is None:
         raise PeerError(
             f"revocation list: found one of {crl.issuer.rfc4514_string()[:100]!r} whose signature does not hold, "
             "expected one of the site's online authority",
@@ -205,6 +236,8 @@ def _checked(
         crl.next_update_utc.timestamp(),
         entries,
         crl.public_bytes(Encoding.DER),
+        signer,
+        tuple(c for c in came_along if c.serial_number not in entries),
     )
 
 
@@ -250,7 +283,7 @@ class Revocations:
     """
 
     def __init__(self, root: x509.Certificate, intermediates: Sequence[x509.Certificate]) -> None:
-        self._root, self._intermediates = root, tuple(intermediates)
+        self._root, self._told = root, tuple(intermediates)
         self.newest: RevocationList | None = None
 
     @property
@@ -258,47 +291,74 @@ class Revocations:
         """Number of the newest list; 0 before the first."""
         return 0 if self.newest is None else self.newest.number
 
+    @property
+    def intermediates(self) -> tuple[x509.Certificate, ...]:
+        """Authorities in force: those of the newest list and those that one was told of, but for those on it.
+
+        At most three: whoever runs for years is told of many, and a leaf's own issuer may come along as the fourth.
+        """
+        if self.newest is None:
+            return self._told[: CHAIN_LENGTH_MAX - 1]
+        found = dict.fromkeys((*self.newest.authorities, *self._told))
+        return tuple(c for c in found if c.serial_number not in self.newest.entries)[: CHAIN_LENGTH_MAX - 1]
+
     def learn_authorities(self, intermediates: Sequence[x509.Certificate]) -> None:
-        """From now on lists of these authorities count: the online certificate was replaced."""
-        self._intermediates = tuple(intermediates)
+        """From now on these authorities count, and those of the newest list: the online certificate was replaced."""
+        self._told = tuple(intermediates)
 
     def take(self, data: bytes) -> bool:
         """Believe a list if it is the authority's and not older than what is known.
 
         Args:
-            data: DER or PEM.
+            data: as `split_published` takes it.
 
         Returns:
-            Whether it is news; the same list again is not.
+            Whether it is news; the same list again is not, unless it comes with an authority that is.
 
         Raises:
-            PeerError: as for `read_list`, or an older one (``old-list``), or another one of the same number (``list``).
+            PeerError: as for `read_list`, or an older one or one of an older authority (``old-list``), or another one
+                of the same number (``list``).
         """
         newest = self.newest
-        if newest is not None and data == newest.der:
+        if newest is not None and data == newest.message:
             return False
-        found = read_list(data, self._root, self._intermediates)
+        found = read_list(data, self._root, self.intermediates)
+        if newest is not None and begins(found.issuer) < begins(newest.issuer):
+            raise PeerError(
+                f"revocation list: found number {found.number} of an authority that was replaced, expected one of the "
+                f"authority that made list {newest.number}",
+                reason="old-list",
+            )
         if newest is not None and found.number < newest.number:
             raise PeerError(
                 f"revocation list: found number {found.number}, expected {newest.number} or above", reason="old-list"
             )
         if newest is not None and found.number == newest.number:
             if found.der == newest.der:
-                return False
+                together = tuple(dict.fromkeys((*newest.authorities, *found.authorities)))[:CHAIN_LENGTH_MAX]
+                self.newest = replace(newest, authorities=together)
+                return together != newest.authorities
             raise _odd(f"a second list of number {found.number}", "one list a number")
         self.newest = found
         return True
 
-    def check(self, serial: int, who: str) -> None:
+    def check(self, serial: int, who: str, issuer: int = 0) -> None:
         """Check that a certificate is not revoked.
 
         Args:
             serial: its serial number.
             who: its holder, for the message.
+            issuer: serial number of the authority that issued it, where that one must be in service still.
 
         Raises:
-            PeerError: it is; the reason is ``revoked``.
+            PeerError: one of them is; the reason is ``revoked``.
         """
+        if self.newest is not None and issuer in self.newest.entries:
+            raise PeerError(
+                f"certificate of {who}: found one of an authority that is out of service (list {self.number}), "
+                "expected one of its successor",
+                reason="revoked",
+            )
         entry = None if self.newest is None else self.newest.entries.get(serial)
         if entry is not None:
             raise PeerError(

@@ -12,7 +12,6 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from vedette_core.crypto.certificate_chain import (
     CERTIFICATE_BYTES_MAX,
@@ -78,8 +77,8 @@ class KeyRing:
     Args:
         root: the site's root certificate, the only trust anchor.
         site: the site's id; certificates of other sites are refused.
-        intermediates: authorities that are known beforehand, for example from ``ca.crt``.
-        revocations: the newest revocation list; with none of its own, a ring begins without one.
+        intermediates: authorities that are known beforehand, for example from ``ca.crt``; without a list of one's own.
+        revocations: the newest revocation list and the authorities in force; without, a ring begins with no list.
 
     Attributes:
         revocations: the newest revocation list: whoever is on it is neither learnt nor believed.
@@ -94,7 +93,6 @@ class KeyRing:
     ) -> None:
         self._root = root
         self._site = site
-        self._intermediates = tuple(intermediates)
         self._known: dict[str, _Known] = {}
         self._verified: dict[bytes, Identity] = {}
         self.revocations = revocations if revocations is not None else Revocations(root, intermediates)
@@ -105,7 +103,7 @@ class KeyRing:
         It shares what is known of certificates whose chain held, so that a roster costs no chain twice, and the newest
         revocation list.
         """
-        ring = KeyRing(self._root, self._site, self._intermediates, self.revocations)
+        ring = KeyRing(self._root, self._site, revocations=self.revocations)
         ring._verified = self._verified
         return ring
 
@@ -114,9 +112,8 @@ class KeyRing:
 
         Each must still lead to the root.
         """
-        known = {c.fingerprint(SHA256()): c for c in (*intermediates, *self._intermediates)}
-        self._intermediates = tuple(known.values())[:CHAIN_LENGTH_MAX]
-        self.revocations.learn_authorities(self._intermediates)
+        known = dict.fromkeys((*intermediates, *self.revocations.intermediates))
+        self.revocations.learn_authorities(tuple(known)[:CHAIN_LENGTH_MAX])
 
     def __len__(self) -> int:
         return len(self._known)
@@ -150,7 +147,7 @@ class KeyRing:
             raise PeerError(f"certificate: found that of {identity.id!r}, expected {sender!r}", reason="sender")
         if role is not None and identity.role is not role:
             raise PeerError(f"certificate of {identity.id}: found role {identity.role}, expected {role}", reason="role")
-        self.revocations.check(identity.serial, identity.id)
+        self.revocations.check(identity.serial, identity.id, identity.issuer)
         if identity.id not in self._known and len(self._known) >= SENDERS_MAX and not self.forget_expired(now):
             raise PeerError(f"{identity.id}: found a full ring of {SENDERS_MAX} senders", reason="limit")
         assert isinstance(identity.public_key, Ed25519PublicKey)
@@ -174,8 +171,8 @@ class KeyRing:
             rest.extend(load_certificates(intermediate, "intermediate"))
         # Only what could have issued it: a chain file also carries the root, and duplicates of what is known.
         with damaged_is_refused("certificate"):
-            issuers = {c.fingerprint(SHA256()): c for c in (*rest, *self._intermediates) if c.subject == leaf.issuer}
-        identity = verify_chain(leaf, issuers.values(), self._root, now, purpose=Purpose.SIGNING, site=self._site)
+            issuers = dict.fromkeys(c for c in (*rest, *self.revocations.intermediates) if c.subject == leaf.issuer)
+        identity = verify_chain(leaf, issuers, self._root, now, purpose=Purpose.SIGNING, site=self._site)
         while len(self._verified) >= VERIFIED_MAX:
             self._verified.pop(next(iter(self._verified)))
         self._verified[certificate] = identity

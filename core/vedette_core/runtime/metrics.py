@@ -145,6 +145,7 @@ AGGREGATOR_METRICS: Final = _table(
 AUTHORITY_METRICS: Final = _table(
     Metric("counter", "messages", "Messages taken in, by what became of them", ("kind", "outcome")),
     Metric("gauge", "revocation_list_number", "Number of the newest revocation list"),
+    Metric("gauge", "authority_expiry_timestamp_seconds", "When the newest online authority ends"),
 )
 """What the certificate authority's process serves."""
 

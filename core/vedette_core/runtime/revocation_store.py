@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from vedette_core.crypto.revocation import LIST_FILE_BYTES_MAX, Revocations
+from vedette_core.crypto.published_list import LIST_FILE_BYTES_MAX
+from vedette_core.crypto.revocation import Revocations
 from vedette_core.runtime.identity import Bundle, read_file
 from vedette_core.runtime.storage import StateStore
 from vedette_schemas.errors import PeerError, TransientError
@@ -54,7 +55,7 @@ class RevocationStore:
         assert newest is not None
         if news or self._unsaved:
             try:
-                self._store.put(KEY, newest.der)
+                self._store.put(KEY, newest.message)
                 self._unsaved = False
             except TransientError as fault:
                 # It counts all the same, and is written when it comes again: a restart would bring the older one back.

@@ -57,7 +57,7 @@ class Ring(KeyRing):
     held: dict[tuple[bytes, bytes, bytes], None]
 
     def fork(self) -> Ring:
-        ring = Ring(self._root, self._site, self._intermediates, self.revocations)
+        ring = Ring(self._root, self._site, revocations=self.revocations)
         ring._verified, ring.held = self._verified, self.held
         return ring
 
