@@ -15,6 +15,7 @@ import msgpack
 
 from vedette_core.runtime.storage import StateStore
 from vedette_device.acceptance import (
+    LEVEL_MAX,
     REASON_CHARACTERS_MAX,
     RECORDS,
     Acceptance,
@@ -58,9 +59,9 @@ def accept(
             f"reason: found {len(reason)} characters, expected at most {REASON_CHARACTERS_MAX} printable ones"
         )
     with _locked(settings) as audit, open_store(settings) as store:
-        name = alert.removeprefix(EVIDENCE_SCHEME)
+        name, level = alert.removeprefix(EVIDENCE_SCHEME), 1.0
         if name:
-            task, entity = _of_alert(settings, store, name)
+            task, entity, level = _of_alert(settings, store, name)
         section = _section(settings, task)
         known = _entities(store, section)
         opened = _open_alert(store, task, entity := _plain(entity))
@@ -76,7 +77,7 @@ def accept(
             task=task,
             entity=entity,
             alert=name or (opened.id if opened is not None else ""),
-            level=level_of(opened),
+            level=min(max(level, level_of(opened)), LEVEL_MAX),
             reason=reason,
             uid=os.getuid(),
             at=time.time(),
@@ -190,12 +191,13 @@ def _entities(store: StateStore, section: NetworkSection) -> set[str]:
         raise PeerError(f"detector state of {section.task}: found {fault!r}, expected a saved state") from fault
 
 
-def _of_alert(settings: DeviceSettings, store: StateStore, name: str) -> tuple[str, str]:
-    """Task and entity of an alert that is open, or that evidence is kept for."""
+def _of_alert(settings: DeviceSettings, store: StateStore, name: str) -> tuple[str, str, float]:
+    """Task, entity and level of an alert that is open, or that evidence is kept for."""
     for section in settings.detectors():
         value = store.get(f"alert/{section.task}/{name}")
         if value is not None:
-            return section.task, AlertRecord.from_bytes(value)[0].entity
+            record = AlertRecord.from_bytes(value)[0]
+            return section.task, record.entity, level_of(record)
     try:
         with open_kept(settings.state_dir) as kept:
             evidence = kept.evidence(name)
@@ -204,7 +206,9 @@ def _of_alert(settings: DeviceSettings, store: StateStore, name: str) -> tuple[s
             f"alert {name}: found it neither open nor among those that evidence is kept for, expected the id of an "
             "alert of this device; --task and --entity name an entity"
         ) from fault
-    return evidence.model.task, evidence.entity
+    # Evidence has no largest benign score; the threshold, which is below it, is what is known.
+    level = evidence.score / evidence.threshold if evidence.threshold > 0.0 else 1.0
+    return evidence.model.task, evidence.entity, max(level, 1.0)
 
 
 def _open_alert(store: StateStore, task: str, entity: str) -> AlertRecord | None:

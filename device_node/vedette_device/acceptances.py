@@ -12,6 +12,7 @@ from vedette_core.machine import Effect
 from vedette_core.runtime.metrics import Metrics
 from vedette_core.runtime.storage import StateStore
 from vedette_device.acceptance import (
+    LEVEL_MAX,
     PROGRESS,
     RECORDS,
     Acceptance,
@@ -100,7 +101,7 @@ class Acceptances:
 
     async def _learn(self, record: Acceptance, carry_out: CarryOut) -> bool:
         entity = record.entity
-        level = max(record.level, level_of(self._machine.open_alert(entity)))
+        level = min(max(record.level, level_of(self._machine.open_alert(entity))), LEVEL_MAX)
         try:
             self._detector.accept(entity, record.id, level)
         except RefusedError as fault:
