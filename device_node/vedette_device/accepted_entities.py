@@ -5,14 +5,17 @@ stage      until                                           what a window of the 
 =========  ==============================================  ===========================================================
 learning   `stretch_windows` of it were learnt             kept, unless it is loud; only a loud one is alarming
 learnt     a person takes the acceptance back              judged like any other, and by its own calibration as well
-lapsed     a person accepts it again                       judged as before the acceptance: the stretch took too long,
-                                                           or was too loud
+lapsed     a person accepts it again                       a newcomer's: the stretch took too long, or was too loud
 =========  ==============================================  ===========================================================
 
-Loud is a window whose score is `magnitude_factor` times the largest of the stretch, of the accepted alert, and of the
-benign ones. What quiet windows may add to that is bounded, so that nobody can raise it step by step. Loud windows are
-not learnt. The first two thirds of a stretch scale the entity's rows, and what was held out behind them is what its
-own scores are ranked among.
+Loud is a window whose score is `magnitude_factor` times that of what was accepted, and of the largest benign one.
+Nothing in the stretch raises that, or an attack would do so by its own first windows. Loud windows are not learnt.
+The first two thirds of a stretch scale the entity's rows, and what was held out behind them is what its own scores are
+ranked among.
+
+What the common scale makes of a newcomer may be so far out that nothing is louder. A long stretch is therefore settled
+once in advance, by its first `ACCEPT_WINDOWS_MIN` windows: from then on loud is what stands out by the entity's own
+scale.
 
 Of the two p-values of a learnt entity, by all entities and by itself, the larger one counts: its own calibration can
 only quiet its own alerts, and nothing that it does changes how others are judged.
@@ -23,6 +26,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -32,13 +36,14 @@ from vedette_core.learning.layout import Float32
 from vedette_device.alert_record import ScoredWindow
 from vedette_device.baseline import Baseline
 from vedette_device.calibrated_model import CalibratedModel, largest_average
-from vedette_device.detector_settings import DetectorSettings
+from vedette_device.detector_settings import ACCEPT_WINDOWS_MIN, DetectorSettings
 from vedette_device.features.windows import Window
 from vedette_device.input_history import InputHistory, pack_windows, unpack_windows
 from vedette_schemas.errors import RefusedError
 from vedette_schemas.features import FeatureSchema
 
 Stage = Literal["learning", "learnt", "lapsed"]
+Step = Literal["learning", "early", "learnt", "lapsed"]
 
 ENTITIES_MAX: Final = 32
 """Accepted entities of one detector: with 1,440 held-out windows each, 5 MB. More is a network to learn anew."""
@@ -52,8 +57,6 @@ WINDOWS_A_STRETCH: Final = 2
 """Times the wanted windows that a stretch may see in all: one that is loud for longer is not what was accepted."""
 TIME_A_STRETCH: Final = 8
 """Times its nominal length that a stretch may last: whoever has an address weeks later is not who was accepted."""
-BAR_MIN: Final = 1e-9
-"""Keeps quotients finite where every benign score is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class EntityProgress:
 
 @dataclass(slots=True)
 class _Entity:
-    """One of them; `level` and `largest` are scores in units of what was the largest benign one at their time."""
+    """One of them; `level` is the score of what was accepted, over the largest benign one of its time."""
 
     id: str
     level: float
@@ -86,10 +89,10 @@ class _Entity:
     learnt: int = 0
     held_out: int = 0
     since_loud: int = 0
-    largest: float = 0.0
     windows: list[Window] = field(default_factory=list)
     loud: list[bool] = field(default_factory=list)
     first: int = 0  # of the held-out windows
+    early: tuple[int, int] = (0, 0)  # the same, and the end of them, where the stretch was settled in advance
     own: Calibration | None = None
     average: float = 0.0
 
@@ -119,6 +122,11 @@ class AcceptedEntities:
         """Whether the entity is in its stretch."""
         each = self._entities.get(entity)
         return each is not None and each.stage == "learning"
+
+    def is_settled(self, entity: str) -> bool:
+        """Whether the baseline has what the entity's acceptance taught it."""
+        each = self._entities[entity]
+        return each.stage == "learnt" or each.early[1] > 0
 
     def begin(self, entity: str, identity: str, level: float) -> None:
         """Learn an entity from its next window on; what was learnt of it before stays until then.
@@ -151,10 +159,10 @@ class AcceptedEntities:
         if each is None or each.stage == "lapsed":
             return window
         if each.stage == "learning":
-            # Quiet windows raise the limit by one factor at most, however many of them grow a little.
-            factor = self._settings.magnitude_factor
-            reference = min(max(each.level, each.largest), factor * each.level)
-            return replace(window, learning_limit=factor * reference * _bar(window))
+            if each.own is not None:
+                window = replace(window, benign_max=max(window.benign_max, each.own.largest))
+            bar = max(window.threshold, window.benign_max)
+            return replace(window, learning_limit=self._settings.magnitude_factor * each.level * bar)
         if each.own is None:
             return window
         return replace(
@@ -165,7 +173,7 @@ class AcceptedEntities:
             calibration_size=min(window.calibration_size, each.own.size),
         )
 
-    def take(self, window: Window, judged: ScoredWindow | None) -> Stage:
+    def take(self, window: Window, judged: ScoredWindow | None) -> Step:
         """Take a window of an entity that is being learnt.
 
         Args:
@@ -173,7 +181,8 @@ class AcceptedEntities:
             judged: what `judged` made of it; None where nothing scores yet.
 
         Returns:
-            The stage that this brings about: ``learnt`` asks the caller to call `settle` now.
+            What this brings about: ``early`` and ``learnt`` ask the caller to call `settle` now, and ``lapsed`` to drop
+            what the baseline has of the entity.
         """
         each = self._entities[window.entity]
         is_loud = judged is not None and judged.learning_limit is not None and judged.score > judged.learning_limit
@@ -182,14 +191,17 @@ class AcceptedEntities:
         each.since_loud = 0 if is_loud else each.since_loud + 1
         if not is_loud:
             each.learnt += 1
-            if judged is not None:
-                each.largest = max(each.largest, judged.score / _bar(judged))
             if self._is_held_out(each) and each.since_loud >= self._schema.history:
                 each.held_out += 1
             if not each.first and self._is_held_out(each):
                 each.first = len(each.windows) - 1
         if each.learnt >= self._of and each.held_out >= HELD_OUT_MIN:
             return "learnt"
+        if self._of >= 2 * ACCEPT_WINDOWS_MIN and each.learnt == ACCEPT_WINDOWS_MIN and not is_loud:
+            first = ACCEPT_WINDOWS_MIN * 2 // 3
+            if not any(each.loud):
+                each.early = (first, len(each.windows))
+                return "early"
         length_s = self._of * self._schema.window_s
         if (
             len(each.windows) >= WINDOWS_A_STRETCH * self._of
@@ -202,36 +214,42 @@ class AcceptedEntities:
     def lapse(self, entity: str) -> None:
         """Give a stretch up: the entity is judged as it was before."""
         each = self._entities[entity]
-        each.stage, each.windows, each.loud, each.first = "lapsed", [], [], 0
+        each.stage, each.has_own, each.own, each.average = "lapsed", False, None, 0.0
+        each.windows, each.loud, each.first, each.early = [], [], 0, (0, 0)
 
     def settle(self, entity: str, baseline: Baseline) -> Baseline:
-        """End a stretch; returns the baseline with the entity's own scaler and usual range.
+        """End a stretch, or settle it in advance; returns the baseline with the entity's own scaler and usual range.
 
         Raises:
             RefusedError: the baseline has no room; the stretch is then to be given up.
         """
         each = self._entities[entity]
+        if each.learnt < self._of:
+            settled = baseline.with_entity(entity, np.stack([w.values for w in each.windows[: each.early[0]]]))
+            each.has_own, each.level = True, 1.0  # from here on by its own scale
+            return settled
         learnt = [w.values for w, loud in zip(each.windows[: each.first], each.loud, strict=False) if not loud]
         settled = baseline.with_entity(entity, np.stack(learnt))
         start = max(each.first, len(each.windows) - HELD_OUT_MAX)
         context = max(start - self._schema.history + 1, 0)
         each.windows, each.loud, each.first = each.windows[context:], each.loud[context:], start - context
-        each.stage, each.has_own = "learnt", True
+        each.stage, each.has_own, each.early = "learnt", True, (0, 0)
         return settled
 
     def held_out(self, baseline: Baseline) -> dict[str, Float32]:
-        """Held-out inputs ``(n, history, columns)`` float32 of each learnt entity, scaled, oldest first."""
-        return {e: self.inputs(e, baseline) for e, each in self._entities.items() if each.stage == "learnt"}
+        """Held-out inputs ``(n, history, columns)`` float32 of each settled entity, scaled, oldest first."""
+        return {entity: self.inputs(entity, baseline) for entity in self._entities if self.is_settled(entity)}
 
     def inputs(self, entity: str, baseline: Baseline) -> Float32:
-        """Held-out inputs ``(n, history, columns)`` float32 of a learnt entity: those without a loud window in them."""
+        """Held-out inputs ``(n, history, columns)`` float32 of a settled entity; none with a loud window in it."""
         each, history = self._entities[entity], InputHistory(self._schema)
+        first, end = each.early if each.early[1] else (each.first, len(each.windows))
         loud: deque[bool] = deque(maxlen=self._schema.history)
         rows = []
-        for place, window in enumerate(each.windows):
+        for place, window in enumerate(each.windows[:end]):
             loud.append(each.loud[place])
             values = history.push(window)
-            if values is not None and place >= each.first and not any(loud):
+            if values is not None and place >= first and not any(loud):
                 rows.append(values)
         if not rows:
             return np.zeros((0, *self._schema.input_shape), np.float32)
@@ -265,7 +283,7 @@ class AcceptedEntities:
                 "stage": each.stage,
                 "has_own": each.has_own,
                 "numbers": [each.learnt, each.held_out, each.since_loud, each.first],
-                "largest": each.largest,
+                "early": list(each.early),
                 "windows": pack_windows(each.windows),
                 "loud": bytes(each.loud),
             }
@@ -282,14 +300,17 @@ class AcceptedEntities:
             windows = unpack_windows(plain["windows"], len(self._schema.columns))
             loud = [bool(b) for b in plain["loud"]]
             learnt, held_out, since_loud, first = (int(n) for n in plain["numbers"])
-            level, largest, stage = float(plain["level"]), float(plain["largest"]), plain["stage"]
+            early_first, early_end = (int(n) for n in plain["early"])
+            level, stage = float(plain["level"]), plain["stage"]
             if (
                 len(loud) != len(windows)
                 or not 0 <= first <= len(windows)
                 or stage not in ("learning", "learnt", "lapsed")
             ):
                 raise ValueError(f"an accepted entity of stage {stage!r} with {len(windows)} windows")
-            if not (np.isfinite([level, largest]).all() and level >= 1.0):
+            if not 0 <= early_first <= early_end <= len(windows):
+                raise ValueError(f"an accepted entity that was settled by windows {early_first} to {early_end}")
+            if not 1.0 <= level < inf:
                 raise ValueError(f"an accepted entity of level {level}")
             self._entities[str(plain["entity"])] = _Entity(
                 id=str(plain["id"]),
@@ -299,16 +320,11 @@ class AcceptedEntities:
                 learnt=learnt,
                 held_out=held_out,
                 since_loud=since_loud,
-                largest=largest,
                 windows=windows,
                 loud=loud,
                 first=first,
+                early=(early_first, early_end),
             )
 
     def _is_held_out(self, each: _Entity) -> bool:
         return each.learnt > self._of * 2 // 3
-
-
-def _bar(window: ScoredWindow) -> float:
-    """What the magnitude of a window is told by: see `vedette_device.detection_machine`."""
-    return max(window.threshold, window.benign_max, BAR_MIN)

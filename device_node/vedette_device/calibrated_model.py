@@ -208,11 +208,15 @@ class CalibratedModel:
             inputs: ``(n, history, columns)`` its benign inputs, n ≥ 1, scaled by `baseline`.
             baseline: with the entity's own scaler.
         """
-        self.baseline = baseline
-        self.factors = {name: factor for name, factor in self.factors.items() if name != entity}
+        self.drop_entity(entity, baseline)
         scores = self.judge(inputs, [entity] * len(inputs)).scores
         usual = float(np.quantile(self.rolling.current.ordered, USUAL_SCORE_QUANTILE))
         self.factors = {**self.factors, entity: _factor(scores, usual)}
+
+    def drop_entity(self, entity: str, baseline: Baseline) -> None:
+        """Score an entity as a newcomer from now on; `baseline` has nothing of its own."""
+        self.baseline = baseline
+        self.factors = {name: factor for name, factor in self.factors.items() if name != entity}
 
     def to_state(self) -> dict[str, Any]:
         """What was measured, as plain data for msgpack; the model itself is not in it."""

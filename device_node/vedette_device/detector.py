@@ -391,21 +391,28 @@ class Detector:
     def _learn_accepted(self, window: Window, judged: ScoredWindow | None, *, frozen: bool) -> None:
         assert self._baseline is not None
         entity, active = window.entity, self._active
-        if self.accepted.take(window, judged) != "learnt":
+        step = self.accepted.take(window, judged)
+        if step == "learning":
             return
         try:
-            self._baseline = self.accepted.settle(entity, self._baseline)
+            baseline = self._baseline.without(entity)  # of one that has lapsed
+            if step != "lapsed":
+                baseline = self.accepted.settle(entity, self._baseline)
         except RefusedError:
             self.accepted.lapse(entity)
-            return
+        self._baseline = baseline
         if self._cold is not None:
-            self._cold.baseline = self._baseline
-        inputs = self.accepted.inputs(entity, self._baseline)
+            self._cold.baseline = baseline
+        if not self.accepted.is_settled(entity):
+            if active is not None:
+                active.drop_entity(entity, baseline)
+            return
         if active is None:
             return
-        active.take_entity(entity, inputs, self._baseline)
+        inputs = self.accepted.inputs(entity, baseline)
+        active.take_entity(entity, inputs, baseline)
         self.accepted.measure(active, {entity: inputs})
-        if frozen:
+        if frozen or step == "early":
             return
         # No more than the entity's fair share, and each past the brake, as if it had been there all along.
         share = max(self.settings.calibration_windows // len({*self._kept.entities, entity}), 1)

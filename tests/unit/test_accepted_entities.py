@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgpack
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def test_a_newcomer_is_learnt_and_then_like_any_other() -> None:
 
 def test_the_others_notice_nothing_of_a_stretch() -> None:
     one, other = armed(), armed()
-    one.accept(NEW, "one", 2.0)
+    one.accept(NEW, "one", 4.0)
     for step in range(BEFORE, BEFORE + OF - 1):
         ours, theirs = tick(one, step, *OLD, NEW), tick(other, step, *OLD)
         for entity in OLD:
@@ -121,7 +123,7 @@ def test_what_was_accepted_at_the_end_of_the_scale_leaves_nothing_to_be_louder()
     st.floats(0.01, 10.0),
     st.floats(0.01, 10.0),
 )
-def test_nobody_raises_the_limit_of_a_stretch_step_by_step(
+def test_nothing_in_a_stretch_raises_its_limit(
     level: float, ratios: list[float], threshold: float, benign_max: float
 ) -> None:
     entities = AcceptedEntities(SCHEMA, SETTINGS)
@@ -143,7 +145,7 @@ def test_nobody_raises_the_limit_of_a_stretch_step_by_step(
         )
         judged = entities.judged(scored)
         assert judged.learning_limit is not None
-        assert FACTOR * level * bar * 0.999 <= judged.learning_limit <= FACTOR**2 * level * bar * 1.001
+        assert judged.learning_limit == pytest.approx(FACTOR * level * bar)
         assert (judged.score, judged.p_value) == (scored.score, scored.p_value)
         if entities.take(window(NEW, step), judged) != "learning":
             break
@@ -173,6 +175,57 @@ def test_its_own_calibration_only_quiets_its_own_alerts() -> None:
                 assert each.benign_average == detector._active.benign_average
 
 
+LONG = replace(SETTINGS, accept_windows=2 * ACCEPT_WINDOWS_MIN)
+
+
+def test_a_long_stretch_is_settled_in_advance_and_hears_more_from_then_on() -> None:
+    detector = armed(LONG)
+    detector.accept(NEW, "one", 8.0)
+    for step in range(BEFORE, BEFORE + ACCEPT_WINDOWS_MIN - 1):
+        early = tick(detector, step, *OLD, NEW)[NEW]
+    assert early.score < (early.learning_limit or 0.0)
+    assert detector._baseline is not None
+    assert NEW not in detector._baseline.scalers.own
+    step = BEFORE + ACCEPT_WINDOWS_MIN - 1
+    tick(detector, step, *OLD, NEW)
+    assert detector._baseline is not None
+    assert NEW in detector._baseline.scalers.own
+    held_out = detector.to_state()["held_out_entities"]
+    assert NEW not in held_out, "nothing of it joins before its end"
+    for _ in range(60):
+        step += 1
+        scored = tick(detector, step, *OLD, NEW)[NEW]
+        assert scored.score <= (scored.learning_limit or 0.0)
+    loud = tick(detector, step + 1, *OLD, NEW, loud=1.0)[NEW]
+    assert loud.score > (loud.learning_limit or np.inf)
+    assert stage(detector) == "learning"
+    while stage(detector) == "learning":
+        step += 1
+        tick(detector, step + 1, *OLD, NEW)
+    assert stage(detector) == "learnt"
+    assert detector.accepted.progress()[0].windows >= LONG.stretch_windows
+
+
+def test_what_was_settled_in_advance_goes_when_it_is_taken_back_or_lapses() -> None:
+    for end in ("undo", "lapse"):
+        detector = armed(LONG)
+        detector.accept(NEW, "one", 8.0)
+        for step in range(BEFORE, BEFORE + ACCEPT_WINDOWS_MIN):
+            tick(detector, step, *OLD, NEW)
+        assert detector._active is not None
+        assert NEW in detector._active.factors
+        if end == "undo":
+            detector.forget(NEW)
+        else:
+            tick(detector, BEFORE + TIME_A_STRETCH * LONG.stretch_windows + 1, NEW)
+            assert stage(detector) == "lapsed"
+        assert detector._active is not None
+        assert NEW not in detector._active.factors
+        assert detector._baseline is not None
+        assert NEW not in {*detector._baseline.scalers.own, *detector._baseline.usual}
+        assert detector._active.baseline is detector._baseline
+
+
 def test_a_host_that_stays_loud_is_not_learnt() -> None:
     detector = armed()
     detector.accept(NEW, "one", 1.0)
@@ -195,15 +248,18 @@ def test_whoever_comes_back_long_after_is_not_learnt() -> None:
     assert stage(detector) == "lapsed"
 
 
-@pytest.mark.parametrize("at", [1, 100, OF - 1, OF + 30])
-def test_a_restart_changes_nothing(at: int) -> None:
-    one, other = armed(), armed()
+@pytest.mark.parametrize(
+    ("settings", "at"),
+    [(SETTINGS, 1), (SETTINGS, 100), (SETTINGS, OF - 1), (SETTINGS, OF + 30), (LONG, 239), (LONG, 300)],
+)
+def test_a_restart_changes_nothing(settings: DetectorSettings, at: int) -> None:
+    one, other = armed(settings), armed(settings)
     for each in (one, other):
-        each.accept(NEW, "one", 2.0)
-    for step in range(BEFORE, BEFORE + OF + 60):
+        each.accept(NEW, "one", 4.0)
+    for step in range(BEFORE, BEFORE + settings.stretch_windows + 60):
         if step == BEFORE + at:
             state = msgpack.unpackb(msgpack.packb(one.to_state()), strict_map_key=False)
-            one = Detector.from_state(SCHEMA, SETTINGS, state)
+            one = Detector.from_state(SCHEMA, settings, state)
             one.install(collected()[1], MODEL)
         ours, theirs = tick(one, step, *OLD, NEW), tick(other, step, *OLD, NEW)
         assert {e: s.score for e, s in ours.items()} == pytest.approx({e: s.score for e, s in theirs.items()}, rel=1e-5)
@@ -325,7 +381,7 @@ def test_a_damaged_state_is_refused() -> None:
     detector = armed()
     detector.accept(NEW, "one", 1.0)
     tick(detector, BEFORE, NEW)
-    for field, value in (("stage", "gone"), ("loud", b"\x00\x00"), ("level", 0.0), ("largest", float("nan"))):
+    for field, value in (("stage", "gone"), ("loud", b"\x00\x00"), ("level", 0.0), ("early", [3, 1])):
         state = detector.to_state()
         state["accepted"][0][field] = value
         with pytest.raises(PeerError):
