@@ -11,6 +11,7 @@ from accept_parts import BEFORE, MODEL, NEW, OLD, SCHEMA, SETTINGS, STEP_S, T0, 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vedette_core.learning.calibration import calibrate
 from vedette_device.accepted_entities import (
     ENTITIES_MAX,
     LEARNING_MAX,
@@ -90,6 +91,30 @@ def test_what_joins_the_calibration_is_a_fair_share_and_past_the_brake() -> None
     names = detector.to_state()["held_out_entities"]
     assert 0 < names.count(NEW) <= SETTINGS.calibration_windows // 3
     assert len(names) == SETTINGS.calibration_windows
+
+
+def test_what_its_own_calibration_excuses_enters_the_common_one_past_the_brake_all_the_same() -> None:
+    detector = armed()
+    step = learnt(detector)
+    detector.accepted._entities[NEW].own = calibrate(np.linspace(1e3, 2e3, 100))  # nothing that it does is unusual
+    before = detector.to_state()["held_out_entities"].count(NEW)
+    scored = [tick(detector, step + i, NEW, loud=1.0)[NEW] for i in range(50)]
+    assert min(s.p_value for s in scored) > 0.9
+    assert detector.to_state()["held_out_entities"].count(NEW) <= before + 1
+
+
+def test_a_host_that_joined_no_calibration_has_its_factor_with_the_next_release() -> None:
+    detector = armed()
+    detector.accept(NEW, "one", 4.0)
+    for step in range(BEFORE, BEFORE + OF):
+        detector.feed([window(NEW, step)], frozen=True)
+    assert stage(detector) == "learnt"
+    assert NEW not in detector.to_state()["held_out_entities"]
+    assert detector._active is not None
+    factor = detector._active.factors[NEW]
+    detector.install(collected()[1], AlertModel(task="network", version=2, digest="b" * 16))
+    assert detector._active is not None
+    assert detector._active.factors[NEW] == pytest.approx(factor, rel=0.1)
 
 
 def test_a_loud_window_is_heard_in_the_stretch_and_not_learnt() -> None:
