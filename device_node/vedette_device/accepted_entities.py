@@ -14,8 +14,8 @@ The first two thirds of a stretch scale the entity's rows, and what was held out
 ranked among.
 
 What the common scale makes of a newcomer may be so far out that nothing is louder. A long stretch is therefore settled
-once in advance, by its first `ACCEPT_WINDOWS_MIN` windows: from then on loud is what stands out by the entity's own
-scale.
+once in advance, by its first `ACCEPT_WINDOWS_MIN` windows if none of them is loud: from then on loud is what stands out
+by the entity's own scale.
 
 Of the two p-values of a learnt entity, by all entities and by itself, the larger one counts: its own calibration can
 only quiet its own alerts, and nothing that it does changes how others are judged.
@@ -56,7 +56,7 @@ HELD_OUT_MAX: Final = 2048
 WINDOWS_A_STRETCH: Final = 2
 """Times the wanted windows that a stretch may see in all: one that is loud for longer is not what was accepted."""
 TIME_A_STRETCH: Final = 8
-"""Times its nominal length that a stretch may last: whoever has an address weeks later is not who was accepted."""
+"""Times its nominal length that a stretch may last: whoever has an address days later may not be who was accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ class AcceptedEntities:
         return "learning"
 
     def lapse(self, entity: str) -> None:
-        """Give a stretch up: the entity is judged as it was before."""
+        """Give a stretch up; the caller drops what the baseline has of the entity, which is then a newcomer."""
         each = self._entities[entity]
         each.stage, each.has_own, each.own, each.average = "lapsed", False, None, 0.0
         each.windows, each.loud, each.first, each.early = [], [], 0, (0, 0)
