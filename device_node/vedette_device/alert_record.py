@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 import msgpack
 
-from vedette_device.reasons import summarise
+from vedette_device.reasons import SUMMARY_CHARACTERS_MAX, summarise
 from vedette_device.scored_input import ScoredInput
 from vedette_schemas import alert as alerts
 from vedette_schemas.alert import Alert, AlertModel, AlertState, FeatureReason, Severity
@@ -61,6 +61,8 @@ class ScoredWindow:
         model: the model that scored.
         spread: long-run standard deviation of z a window, ≥ 1; it is not stored with an alert.
         input: what was scored, where evidence is kept; it is not stored with an alert, either.
+        learning_limit: score that it takes to be heard, of an entity that is being learnt because a person accepted it;
+            None of any other, and not stored with an alert.
     """
 
     entity: str
@@ -76,6 +78,7 @@ class ScoredWindow:
     model: AlertModel
     spread: float = 1.0
     input: ScoredInput | None = field(default=None, repr=False, compare=False)
+    learning_limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,14 @@ class AlertRecord:
         )
 
     def reporting(
-        self, state: AlertState, severity: Severity, *, site: str, device: str, detector: Detector
+        self,
+        state: AlertState,
+        severity: Severity,
+        *,
+        site: str,
+        device: str,
+        detector: Detector,
+        summary: str = "",
     ) -> AlertRecord:
         """With its next report in `payload`.
 
@@ -161,6 +171,7 @@ class AlertRecord:
             site: the site's id.
             device: this device's id.
             detector: which detector the alert is of.
+            summary: what it says to a person; empty for what its columns say. Past 200 characters it is cut.
         """
         # A closing report sums the incident up; the others tell what is new since the last one.
         window = self.strongest if state is AlertState.CLOSED else self.since_report or self.strongest
@@ -187,7 +198,7 @@ class AlertRecord:
             model=window.model,
             state=state,
             count=self.count,
-            summary=summarise(window.entity, window.features),
+            summary=summary[:SUMMARY_CHARACTERS_MAX] or summarise(window.entity, window.features),
             evidence=None if self.evidence_score is None else evidence_reference(self.id),
         )
         return replace(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from vedette_core.learning.layout import Float32
-from vedette_device.features.scaling import ROWS_OWN_MIN, EntityScalers, RobustScaler
+from vedette_device.features.scaling import ROWS_OWN_MIN, SCALERS_MAX, EntityScalers, RobustScaler
 from vedette_device.features.windows import Window
-from vedette_schemas.errors import ConfigError, PeerError
+from vedette_schemas.errors import ConfigError, PeerError, RefusedError
 from vedette_schemas.features import FeatureSchema
 
 USUAL_QUANTILES: Final = (0.05, 0.95)
@@ -30,7 +30,7 @@ deviations): as far as a season carries a reading that was learnt for some days.
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Baseline:
-    """Fitted once, to the windows of the learning phase.
+    """Fitted once, to the windows of the learning phase; a person may have entities added to it later.
 
     Attributes:
         scalers: how the rows of each entity are scaled.
@@ -61,6 +61,33 @@ class Baseline:
         usual[""] = _usual(np.concatenate(list(rows.values())))
         scaled = np.concatenate([scalers.for_entity(e).scale_rows(r) for e, r in rows.items()])
         return cls(scalers, usual, scaled.min(axis=0), scaled.max(axis=0))
+
+    def with_entity(self, entity: str, rows: npt.NDArray[np.float32]) -> Baseline:
+        """The same with a scaler and a usual range of an entity's own, as those of the learning phase have them.
+
+        What bounds reconstructions stays: it is common to all entities.
+
+        Args:
+            entity: its name.
+            rows: ``(n, columns)`` benign, in the columns' own units, at least `ROWS_OWN_MIN`.
+
+        Raises:
+            ConfigError: too few rows.
+            RefusedError: `SCALERS_MAX` entities have one.
+        """
+        if len(self.scalers.own) >= SCALERS_MAX and entity not in self.scalers.own:
+            raise RefusedError(
+                f"{entity}: found {len(self.scalers.own)} entities with a scaler, expected fewer", rule="limit"
+            )
+        pooled = self.scalers.pooled
+        own = {**self.scalers.own, entity: RobustScaler.fit(pooled.schema, rows, pooled.transforms)}
+        return replace(self, scalers=_widened(EntityScalers(pooled, own)), usual={**self.usual, entity: _usual(rows)})
+
+    def without(self, entity: str) -> Baseline:
+        """The same without what it has of an entity's own: it is a newcomer again."""
+        own = {name: scaler for name, scaler in self.scalers.own.items() if name != entity}
+        usual = {name: table for name, table in self.usual.items() if name != entity}
+        return replace(self, scalers=EntityScalers(self.scalers.pooled, own), usual=usual)
 
     def scale(self, entity: str, rows: npt.NDArray[np.float32]) -> Float32:
         """Scaled rows ``(…, columns)`` of an entity; a newcomer's are scaled with the pooled scaler."""

@@ -97,6 +97,7 @@ class CalibratedModel:
         entities: Sequence[str],
         half_life_windows: float,
         training: Float32 | None = None,
+        accepted: Mapping[str, Float32] | None = None,
     ) -> CalibratedModel:
         """Measure a model on benign inputs that it was not trained on, oldest first.
 
@@ -109,6 +110,7 @@ class CalibratedModel:
             half_life_windows: of the moving average that the alerts go by.
             training: ``(m, history, columns)`` scaled benign inputs that are not among `inputs`; only a network of
                 counts needs them, for the ensemble beside it.
+            accepted: inputs ``(m, history, columns)`` by entity that a person accepted: they alone say its factor.
 
         Raises:
             PeerError: the model's input is another.
@@ -126,10 +128,17 @@ class CalibratedModel:
             none = np.zeros((len(x), 1, inputs.shape[-1]), np.float32)
             scores, _, _ = heads.judge(held_out, scores, none)
         factors = _factors(scores, entities)
+        usual = float(np.quantile(scores, USUAL_SCORE_QUANTILE))
+        for entity, own in (accepted or {}).items():
+            given = shaped(own, backend.network)
+            own_scores = ResidualScorer(backend.network, residuals).score(
+                given, baseline.bound(backend.reconstruct(given))
+            )
+            factors[entity] = _factor(own_scores.astype(np.float64), usual)
         scores *= [factors.get(entity, 1.0) for entity in entities]
         rolling = RollingCalibration(scores)
         p_values = rolling.current.p_values(scores)
-        average = _largest_average(p_values, entities, half_life_windows)
+        average = largest_average(p_values, entities, half_life_windows)
         spread = long_run_spread(np.array([z_score(p) for p in p_values.tolist()]), entities, inputs.shape[1])
         return cls(backend, model, baseline, residuals, factors, rolling, average, spread, heads)
 
@@ -165,7 +174,7 @@ class CalibratedModel:
         rolling = RollingCalibration(fleet.ordered)
         p_values = rolling.current.p_values(ResidualScorer(backend.network, residuals).score(x, reconstruction))
         entities = [""] * len(x)
-        average = _largest_average(p_values, entities, half_life_windows)
+        average = largest_average(p_values, entities, half_life_windows)
         spread = long_run_spread(np.array([z_score(p) for p in p_values.tolist()]), entities, training.shape[1])
         return cls(backend, model, baseline, residuals, {}, rolling, average, spread)
 
@@ -193,6 +202,24 @@ class CalibratedModel:
         if self.factors:
             scores *= [self.factors.get(entity, 1.0) for entity in entities]
         return Judgement(scores, self.rolling.current.p_values(scores), squared, by_ensemble)
+
+    def take_entity(self, entity: str, inputs: Float32, baseline: Baseline) -> None:
+        """Score an entity from now on as one that was there when the model was measured.
+
+        Args:
+            entity: its name.
+            inputs: ``(n, history, columns)`` its benign inputs, n ≥ 1, scaled by `baseline`.
+            baseline: with the entity's own scaler.
+        """
+        self.drop_entity(entity, baseline)
+        scores = self.judge(inputs, [entity] * len(inputs)).scores
+        usual = float(np.quantile(self.rolling.current.ordered, USUAL_SCORE_QUANTILE))
+        self.factors = {**self.factors, entity: _factor(scores, usual)}
+
+    def drop_entity(self, entity: str, baseline: Baseline) -> None:
+        """Score an entity as a newcomer from now on; `baseline` has nothing of its own."""
+        self.baseline = baseline
+        self.factors = {name: factor for name, factor in self.factors.items() if name != entity}
 
     def to_state(self) -> dict[str, Any]:
         """What was measured, as plain data for msgpack; the model itself is not in it."""
@@ -264,17 +291,27 @@ def _factors(scores: npt.NDArray[np.float64], entities: Sequence[str]) -> dict[s
     usual = float(np.quantile(scores, USUAL_SCORE_QUANTILE))
     if len(distinct) < 2 or usual <= 0.0:
         return {}
-    factors = {}
-    for name in distinct:
-        own = scores[names == name]
-        weight = len(own) / (len(own) + SHRINKAGE_SCORES)
-        blended = weight * float(np.quantile(own, USUAL_SCORE_QUANTILE)) + (1.0 - weight) * usual
-        if blended > usual:
-            factors[name] = usual / blended
-    return factors
+    factors = {name: _factor(scores[names == name], usual) for name in distinct}
+    return {name: factor for name, factor in factors.items() if factor < 1.0}
 
 
-def _largest_average(p_values: npt.NDArray[np.float64], entities: Sequence[str], half_life_windows: float) -> float:
+def _factor(own: npt.NDArray[np.float64], usual: float) -> float:
+    """What brings an entity's scores down to the usual ones of all; 1 for those that are no higher, or none."""
+    if not len(own) or usual <= 0.0:
+        return 1.0
+    weight = len(own) / (len(own) + SHRINKAGE_SCORES)
+    blended = weight * float(np.quantile(own, USUAL_SCORE_QUANTILE)) + (1.0 - weight) * usual
+    return min(usual / blended, 1.0)
+
+
+def largest_average(p_values: npt.NDArray[np.float64], entities: Sequence[str], half_life_windows: float) -> float:
+    """The largest moving average of z that an entity reaches over windows, oldest first.
+
+    Args:
+        p_values: ``(n,)`` in (0, 1].
+        entities: whose each is.
+        half_life_windows: of the average.
+    """
     weight, averages, largest = smoothing(1.0, half_life_windows), dict.fromkeys(entities, 0.0), 0.0
     for entity, p_value in zip(entities, p_values.tolist(), strict=True):
         averages[entity] += weight * (z_score(p_value) - averages[entity])

@@ -12,6 +12,8 @@ open     severity rises, or another column leads         report at once
 any      a report, its strongest window not yet kept     keep that window's evidence before the report names it
 open     calm windows in a row, or silence               close the alert
 cooling  any rule fires soon after the close             the same alert goes on: one incident, one alert
+any      the entity was accepted by a person             close what is open, saying so; forget the judgement
+any      a window of an entity that is being learnt      only a loud one fires, kind ``magnitude``
 any      a window that ends before one already seen      discard it, count it; much earlier: a new time base
 =======  ==============================================  ============================================================
 
@@ -59,6 +61,19 @@ class WindowScored(Event):
     """A window was scored by the armed detector."""
 
     window: ScoredWindow
+
+
+@dataclass(frozen=True, slots=True)
+class EntityAccepted(Event):
+    """A person said that what an entity does is fine.
+
+    Attributes:
+        entity: its name.
+        reason: the person's words; may be empty.
+    """
+
+    entity: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +181,22 @@ class DetectionMachine:
         """None: the machine lives on event time, and notices silence by the other entities' windows."""
         return None
 
-    def handle(self, event: WindowScored | Tick, now: float) -> list[Effect]:
-        """Take one scored window.
+    def open_alert(self, entity: str) -> AlertRecord | None:
+        """The alert that is open on an entity, or None."""
+        track = self._alerting.get(entity)
+        return track.alert if track is not None and track.is_open else None
+
+    def handle(self, event: WindowScored | EntityAccepted | Tick, now: float) -> list[Effect]:
+        """Take one scored window, or a person's word on an entity.
 
         Args:
-            event: the window; a `Tick` changes nothing.
+            event: the window, or the word; a `Tick` changes nothing.
             now: the shell's clock; not used, see the module's text.
         """
         if isinstance(event, Tick):
             return []
+        if isinstance(event, EntityAccepted):
+            return self._accept(event)
         window = event.window
         track = self._track(window.entity)
         if window.end_s <= track.last_end_s:
@@ -222,9 +244,13 @@ class DetectionMachine:
             track.average *= 1.0 - smoothing(pause, settings.half_life_windows)
             track.sum = max(track.sum - pause * REFERENCE, 0.0)
             track.recent.extend([False] * min(math.ceil(pause), settings.sustained_span))
+        track.last_end_s, track.length_s = window.end_s, length_s
+        if window.learning_limit is not None:
+            track.average = track.sum = 0.0
+            track.recent.clear()
+            return window.score > window.learning_limit, False
         z = z_score(window.p_value)
         track.average += smoothing(1.0, settings.half_life_windows) * (z - track.average)
-        track.last_end_s, track.length_s = window.end_s, length_s
         high = track.average >= self._limit(window)
         track.recent.append(high)
         beyond = settings.magnitude_factor * max(window.threshold, window.benign_max)
@@ -287,22 +313,36 @@ class DetectionMachine:
         lead = window.features[0].name if window.features else ""
         return bool(lead) and lead not in alert.reported and window.p_value <= self._settings.sustained_p
 
-    def _report(self, track: _Track, alert: AlertRecord, state: AlertState) -> list[Effect]:
+    def _report(self, track: _Track, alert: AlertRecord, state: AlertState, summary: str = "") -> list[Effect]:
         track.calm = 0
         effects: list[Effect] = []
         if alert.lacks_evidence:
             effects.append(KeepEvidence(alert.id, alert.strongest))
             alert = replace(alert, evidence_score=alert.strongest.score)
         alert = alert.reporting(
-            state, self._severity(alert), site=self._site, device=self._device, detector=self._detector
+            state,
+            self._severity(alert),
+            site=self._site,
+            device=self._device,
+            detector=self._detector,
+            summary=summary,
         )
         track.alert = alert
         stored = alert.to_bytes(Progress(track.average, track.last_end_s, track.length_s))
         return [*effects, Persist(self.prefix + alert.id, stored), self._publication(alert)]
 
-    def _close(self, track: _Track, alert: AlertRecord) -> list[Effect]:
+    def _accept(self, event: EntityAccepted) -> list[Effect]:
+        track = self._tracks.pop(event.entity, None)
+        effects: list[Effect] = []
+        if track is not None and track.alert is not None and track.is_open:
+            words = f": {event.reason}" if event.reason else "; it is learnt"
+            effects = self._close(track, track.alert, f"{event.entity}: accepted by a person{words}")
+        self._alerting.pop(event.entity, None)
+        return effects
+
+    def _close(self, track: _Track, alert: AlertRecord, summary: str = "") -> list[Effect]:
         # The record goes last: a crash before finds it, publishes the close again, and deletes it then.
-        effects = [*self._report(track, alert, AlertState.CLOSED), Persist(self.prefix + alert.id, None)]
+        effects = [*self._report(track, alert, AlertState.CLOSED, summary), Persist(self.prefix + alert.id, None)]
         track.recent.clear()
         track.sum = 0.0
         if not self._settings.cooldown_windows:

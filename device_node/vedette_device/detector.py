@@ -8,6 +8,8 @@ calibrating  `calibration_windows` more inputs, and a model   held out: usual er
 armed                                                         scored; benign ones slowly renew the held-out inputs
 ===========  ===============================================  ==========================================================
 
+An entity that a person accepted goes its own way meanwhile: see `vedette_device.accepted_entities`.
+
 Rows stay on the device: `training_matrix` is for the device's own share of a round. Only event time is known here.
 """
 
@@ -15,69 +17,39 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from vedette_core.learning.calibration import SCORES_MAX, SCORES_MIN
+from vedette_core.learning.calibration import SCORES_MIN
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import Network
 from vedette_core.learning.sketch import ScoreSketch
+from vedette_device.accepted_entities import AcceptedEntities
 from vedette_device.alert_record import ScoredWindow
-from vedette_device.baseline import INPUTS_KEPT_MAX, Baseline
+from vedette_device.baseline import Baseline
 from vedette_device.calibrated_model import CalibratedModel, Reconstructs, shaped
 from vedette_device.cold_start import first_calibration
+from vedette_device.detector_settings import DetectorSettings
 from vedette_device.drift_watch import DriftWatch
 from vedette_device.features.windows import Window
 from vedette_device.input_history import InputHistory, pack_windows, unpack_windows
+from vedette_device.kept_inputs import KeptInputs
 from vedette_device.reasons import top_reasons
 from vedette_device.scored_input import ENSEMBLE, NETWORK, ScoredInput
 from vedette_schemas.alert import AlertModel, FeatureReason
-from vedette_schemas.errors import ConfigError, PeerError, RefusedError
+from vedette_schemas.errors import PeerError, RefusedError
 from vedette_schemas.features import FeatureSchema
 from vedette_schemas.telemetry import SCORE_BUCKETS, DriftReport
 
 Phase = Literal["learning", "calibrating", "armed"]
 
 STATE_FORMAT: Final = 2
-WINDOWS_MAX: Final = SCORES_MAX
-"""Most windows of one phase: four days of one device at 5 s, 45 days of a process at a minute."""
 REASONS_P: Final = 0.25
 """Windows with a larger p-value get no reasons: nobody will ask why an ordinary window was ordinary."""
 TIMINGS_KEPT: Final = 512
 """Timings behind the reported quantiles: some minutes of a busy gateway."""
-
-
-@dataclass(frozen=True, slots=True)
-class DetectorSettings:
-    """How much a detector learns from, and what it calls significant.
-
-    Attributes:
-        training_windows: windows of the learning phase, all entities together.
-        calibration_windows: inputs that are held out behind them.
-        alpha: significance of the threshold that alerts name.
-        half_life_windows: of the moving average that alerts go by; the same as in `DetectionSettings`.
-
-    Raises:
-        ConfigError: a number out of its range.
-    """
-
-    training_windows: int
-    calibration_windows: int
-    alpha: float = 0.01
-    half_life_windows: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.training_windows <= WINDOWS_MAX:
-            raise ConfigError(f"training_windows: found {self.training_windows}, expected 1 to {WINDOWS_MAX}")
-        if not SCORES_MIN <= self.calibration_windows <= WINDOWS_MAX:
-            raise ConfigError(
-                f"calibration_windows: found {self.calibration_windows}, expected {SCORES_MIN} to {WINDOWS_MAX}"
-            )
-        if not 0 < self.alpha < 1:
-            raise ConfigError(f"alpha: found {self.alpha}, expected a probability between 0 and 1")
 
 
 class Detector:
@@ -98,6 +70,7 @@ class Detector:
         self.refused: Counter[str] = Counter()
         self.p_histogram = [0] * SCORE_BUCKETS
         self.drift_watch = DriftWatch(schema)
+        self.accepted = AcceptedEntities(schema, settings)
         self.gives_inputs = False
         """Whether scored windows carry what was scored: where evidence of alerts is kept."""
         self._timer = timer
@@ -105,10 +78,7 @@ class Detector:
         self._history = InputHistory(schema)
         self._learning: list[Window] = []
         self._baseline: Baseline | None = None
-        self._training = self._empty()
-        self._training_next = 0
-        self._held_out = self._empty()
-        self._held_out_entities: list[str] = []
+        self._kept = KeptInputs(schema, settings.calibration_windows)
         self._pending: tuple[Reconstructs, AlertModel] | None = None
         self._active: CalibratedModel | None = None
         self._stored: Mapping[str, Any] | None = None
@@ -124,7 +94,7 @@ class Detector:
     @property
     def is_calibratable(self) -> bool:
         """Whether everything is collected, and only a model is missing (or not even that)."""
-        return len(self._held_out_entities) >= self.settings.calibration_windows
+        return self._kept.is_complete
 
     @property
     def model(self) -> AlertModel | None:
@@ -136,7 +106,7 @@ class Detector:
     @property
     def training_rows(self) -> int:
         """Rows of `training_matrix`; 0 in the learning phase."""
-        return len(self._training)
+        return len(self._kept.training)
 
     def score_us(self, quantile: float) -> float:
         """Quantile of the time that scoring took, in microseconds a window; 0 before the first."""
@@ -146,7 +116,7 @@ class Detector:
         """How far the newest windows are from what was calibrated on; None before there is enough to say."""
         if self._active is None or self._baseline is None:
             return None
-        learnt = self._training[:, -1] if len(self._training) else None
+        learnt = self._kept.training[:, -1] if len(self._kept.training) else None
         return self.drift_watch.report(self._active.rolling.current.ordered, self._baseline, learnt)
 
     def score_sketch(self) -> ScoreSketch | None:
@@ -164,13 +134,12 @@ class Detector:
         Raises:
             PeerError: the network's input is not the schema's.
         """
-        return shaped(self._training.astype(np.float32), network)
+        return shaped(self._kept.training.astype(np.float32), network)
 
     def training_windows(self, count: int) -> Float32:
         """At most `count` of the scaled training inputs, ``(n, *schema.input_shape)`` float32, evenly spread."""
-        known = len(self._training)
-        chosen = np.unique(np.linspace(0, known - 1, count).astype(np.intp)) if known else np.zeros(0, np.intp)
-        return self._training[chosen].astype(np.float32)
+        training = self._kept.training
+        return training[self._kept.thinned(len(training), count)].astype(np.float32)
 
     def install(self, backend: Reconstructs, model: AlertModel) -> None:
         """Score with this model from now on, or from the end of the calibration stretch on.
@@ -181,26 +150,30 @@ class Detector:
         Raises:
             PeerError: the model's input is not the schema's; what was active stays so.
         """
-        shaped(self._empty().astype(np.float32), backend.network)
+        shaped(self._kept.none().astype(np.float32), backend.network)
         if self._baseline is None or not self.is_calibratable:
             self._pending, self._cold = (backend, model), None
             return
         self._cold = None
         stored, self._stored, self._pending = self._stored, None, None
         self.drift_watch.restart()
+        own = self.accepted.held_out(self._baseline)
         if stored is not None and stored["digest"] == model.digest:
             self._active = CalibratedModel.from_state(backend, model, self._baseline, stored)
+            self.accepted.measure(self._active, own)
             return
-        inputs = self._held_out.astype(np.float32)
+        inputs = self._kept.held_out.astype(np.float32)
         self._active = CalibratedModel.measure(
             backend,
             model,
             self._baseline,
             inputs,
-            self._held_out_entities,
+            self._kept.entities,
             self.settings.half_life_windows,
-            self._training.astype(np.float32),
+            self._kept.training.astype(np.float32),
+            own,
         )
+        self.accepted.measure(self._active, own)
 
     def begin_cold(self, fleet: ScoreSketch) -> None:
         """Score the model that waits for its calibration with the fleet's scores, until it has its own.
@@ -213,14 +186,14 @@ class Detector:
         Raises:
             RefusedError: there is nothing to begin with, it is not needed any more, or the sketch holds too little.
         """
-        if self._baseline is None or self._pending is None or len(self._training) < SCORES_MIN:
+        if self._baseline is None or self._pending is None or len(self._kept.training) < SCORES_MIN:
             raise RefusedError(
-                f"cold start: found phase {self.phase} with {len(self._training)} training rows, expected calibrating "
+                f"cold start: found phase {self.phase} with {self.training_rows} training rows, expected calibrating "
                 f"with a model that waits, and at least {SCORES_MIN}",
                 rule="phase",
             )
         backend, model = self._pending
-        training, half_life = self._training.astype(np.float32), self.settings.half_life_windows
+        training, half_life = self._kept.training.astype(np.float32), self.settings.half_life_windows
         self._cold = CalibratedModel.provisional(
             backend, model, self._baseline, training, first_calibration(fleet), half_life
         )
@@ -242,7 +215,38 @@ class Detector:
         backend, model = self._active.backend, self._active.model
         self._stored = None
         self.install(backend, model)
-        return len(self._held_out_entities)
+        return len(self._kept.entities)
+
+    def accept(self, entity: str, identity: str, level: float) -> None:
+        """Learn an entity from its next window on, because a person said that what it does is fine.
+
+        Args:
+            entity: its name.
+            identity: of the acceptance.
+            level: see `AcceptedEntities.begin`.
+
+        Raises:
+            RefusedError: this detector watches a single entity, is still learning, or learns too many already.
+        """
+        if self.schema.use_case != "network" or self._baseline is None:
+            raise RefusedError(
+                f"{entity}: found a detector of {self.schema.use_case} in phase {self.phase}, expected one of many "
+                "entities whose learning phase is over",
+                rule="phase",
+            )
+        self.accepted.begin(entity, identity, level)
+
+    def forget(self, entity: str) -> None:
+        """Take an acceptance back: the entity is a newcomer again, and its windows leave the calibration."""
+        if not self.accepted.forget(entity) or self._baseline is None:
+            return
+        self._baseline = self._baseline.without(entity)
+        self._kept.take_out(entity)
+        self._stored = None
+        if self._cold is not None:
+            self._cold.baseline = self._baseline
+        if self._active is not None:
+            self.install(self._active.backend, self._active.model)
 
     def uninstall(self) -> None:
         """Score nothing until a model is installed again; if it is the same one, it goes on with its calibration."""
@@ -273,12 +277,13 @@ class Detector:
             if values is None:
                 continue
             scaled = self._baseline.scale(window.entity, values)
-            if self._active is not None:
+            if self._active is not None or self._cold is not None:
                 waiting.append((window, values, scaled))
-            elif not self.is_calibratable:
+            if self.accepted.is_learning(window.entity):
+                if self._active is None and self._cold is None:
+                    self._learn_accepted(window, None, frozen=True)
+            elif self._active is None and not self.is_calibratable:
                 # Held out whatever it scores: a threshold that is wrong here must not keep the right one away.
-                if self._cold is not None:
-                    waiting.append((window, values, scaled))
                 self._hold_out(window.entity, scaled)
         return self._score(waiting, frozen=frozen or was_cold) if waiting else []
 
@@ -290,18 +295,11 @@ class Detector:
         self._baseline = baseline = Baseline.fit(self.schema, self._learning)
         again = InputHistory(self.schema)
         inputs = [(w.entity, values) for w in self._learning if (values := again.push(w)) is not None]
-        kept = np.unique(np.linspace(0, len(inputs) - 1, min(len(inputs), INPUTS_KEPT_MAX)).astype(np.intp))
         self._learning = []
-        if len(kept):
-            scaled = [baseline.scale(*inputs[i]) for i in kept.tolist()]
-            # Half precision: values end at ±8, where its step is 1/256, finer than that of an INT8 input.
-            self._training = np.stack(scaled).astype(np.float16)
+        self._kept.train_on([baseline.scale(*inputs[i]) for i in self._kept.thinned(len(inputs))])
 
     def _hold_out(self, entity: str, scaled: Float32) -> None:
-        if not len(self._held_out):
-            self._held_out = np.zeros((self.settings.calibration_windows, *self.schema.input_shape), np.float16)
-        self._held_out[len(self._held_out_entities)] = scaled
-        self._held_out_entities.append(entity)
+        self._kept.hold_out(entity, scaled)
         if self.is_calibratable and self._pending is not None:
             self.install(*self._pending)
 
@@ -343,8 +341,9 @@ class Detector:
             )
         if self._timer:
             self._timings_us.append((self._timer() - started) / 1000.0 / len(waiting))
-        self._remember(waiting, scored, frozen=frozen)
-        return scored
+        judged = [self.accepted.judged(window) for window in scored]
+        self._remember(waiting, scored, judged, frozen=frozen)
+        return judged
 
     def _input(
         self,
@@ -365,44 +364,76 @@ class Detector:
         self,
         waiting: list[tuple[Window, npt.NDArray[np.float32], Float32]],
         scored: list[ScoredWindow],
+        judged: list[ScoredWindow],
         *,
         frozen: bool,
     ) -> None:
-        """Count, and renew what is held out: what leaves it becomes a training row, so that the two stay disjoint."""
+        """Count, and renew what is held out, by what all entities have in common."""
         assert self._baseline is not None
         self.windows_scored += len(scored)
-        for (_, values, scaled), window in zip(waiting, scored, strict=True):
-            self.p_histogram[min(int(-4.0 * np.log10(window.p_value)), SCORE_BUCKETS - 1)] += 1
+        for (window, values, scaled), common, own in zip(waiting, scored, judged, strict=True):
+            self.p_histogram[min(int(-4.0 * np.log10(own.p_value)), SCORE_BUCKETS - 1)] += 1
+            if own.learning_limit is not None:
+                self._learn_accepted(window, own, frozen=frozen)
+                continue
             if self._active is None:
                 continue  # a cold start: the scores that it goes by are the fleet's, and stay
-            self.drift_watch.observe(window.score, window.p_value, values[-1], scaled[-1], self._baseline)
-            if frozen:
-                continue
-            place = self._active.rolling.observe(window.score, window.p_value)
-            if place is None:
-                continue
-            if len(self._training):
-                self._training[self._training_next] = self._held_out[place]
-                self._training_next = (self._training_next + 1) % len(self._training)
-            self._held_out[place] = scaled
-            self._held_out_entities[place] = window.entity
+            self.drift_watch.observe(own.score, own.p_value, values[-1], scaled[-1], self._baseline)
+            if not frozen:
+                self._renew(self._active, window.entity, scaled, common.score, common.p_value)
+
+    def _renew(self, active: CalibratedModel, entity: str, scaled: Float32, score: float, p_value: float) -> None:
+        """Offer a score: what leaves the held-out inputs becomes a training row, so that the two stay disjoint."""
+        place = active.rolling.observe(score, p_value)
+        if place is not None:
+            self._kept.renew(place, entity, scaled)
+
+    def _learn_accepted(self, window: Window, judged: ScoredWindow | None, *, frozen: bool) -> None:
+        assert self._baseline is not None
+        entity, active = window.entity, self._active
+        step = self.accepted.take(window, judged)
+        if step == "learning":
+            return
+        try:
+            baseline = self._baseline.without(entity)  # of one that has lapsed
+            if step != "lapsed":
+                baseline = self.accepted.settle(entity, self._baseline)
+        except RefusedError:
+            self.accepted.lapse(entity)
+        self._baseline = baseline
+        if self._cold is not None:
+            self._cold.baseline = baseline
+        if not self.accepted.is_settled(entity):
+            if active is not None:
+                active.drop_entity(entity, baseline)
+            return
+        if active is None:
+            return
+        inputs = self.accepted.inputs(entity, baseline)
+        active.take_entity(entity, inputs, baseline)
+        self.accepted.measure(active, {entity: inputs})
+        if frozen or step == "early":
+            return
+        # No more than the entity's fair share, and each past the brake, as if it had been there all along.
+        share = max(self.settings.calibration_windows // len({*self._kept.entities, entity}), 1)
+        chosen = self._kept.thinned(len(inputs), share)
+        joining = active.judge(inputs[chosen], [entity] * len(chosen))
+        for i, scaled in enumerate(inputs[chosen]):
+            self._renew(active, entity, scaled, float(joining.scores[i]), float(joining.p_values[i]))
 
     def to_state(self) -> dict[str, Any]:
         """Everything but the model itself, as plain data for msgpack; some megabytes at most."""
-        count = len(self._held_out_entities)
         return {
             "format": STATE_FORMAT,
             "schema": self.schema.digest,
             "learning": pack_windows(self._learning),
             "history": pack_windows(list(self._history.windows())),
             "baseline": self._baseline.to_state() if self._baseline else None,
-            "training": self._training.astype("<f2").tobytes(),
-            "training_next": self._training_next,
-            "held_out": self._held_out[:count].astype("<f2").tobytes(),
-            "held_out_entities": list(self._held_out_entities),
+            **self._kept.to_state(),
             "windows_scored": self.windows_scored,
             "p_histogram": list(self.p_histogram),
             "active": self._active.to_state() if self._active else self._stored,
+            "accepted": self.accepted.to_state(),
         }
 
     @classmethod
@@ -441,16 +472,8 @@ class Detector:
         if state["baseline"] is None:
             return
         self._baseline = Baseline.from_state(self.schema, state["baseline"])
-        self._training = self._inputs(state["training"])
-        self._training_next = int(state["training_next"]) % max(len(self._training), 1)
-        most = self.settings.calibration_windows
-        held_out = self._inputs(state["held_out"])[:most]
-        self._held_out_entities = [str(name) for name in state["held_out_entities"]][:most]
-        if len(held_out) != len(self._held_out_entities):
-            raise ValueError(f"{len(held_out)} held-out inputs of {len(self._held_out_entities)} entities")
-        if len(held_out):
-            self._held_out = np.zeros((most, *self.schema.input_shape), np.float16)
-            self._held_out[: len(held_out)] = held_out
+        self.accepted.restore(state.get("accepted", ()))  # the state of a node from before has none
+        self._kept.restore(state)
         self.windows_scored = int(state["windows_scored"])
         histogram = [int(n) for n in state["p_histogram"]]
         if len(histogram) != SCORE_BUCKETS:
@@ -458,14 +481,9 @@ class Detector:
         self.p_histogram = histogram
         # With other settings the stretch has another length, and the calibration is measured anew.
         active = state["active"]
-        if active is not None and len(active["rolling"]["scores"]) == 8 * most == 8 * len(held_out):
+        if (
+            active is not None
+            and len(active["rolling"]["scores"]) == 8 * len(self._kept.entities)
+            and self.is_calibratable
+        ):
             self._stored = active
-
-    def _inputs(self, data: bytes) -> npt.NDArray[np.float16]:
-        inputs = np.frombuffer(data, "<f2").reshape(-1, *self.schema.input_shape).astype(np.float16)
-        if not np.isfinite(inputs).all():
-            raise ValueError("inputs that are not finite")
-        return inputs
-
-    def _empty(self) -> npt.NDArray[np.float16]:
-        return np.zeros((0, *self.schema.input_shape), np.float16)

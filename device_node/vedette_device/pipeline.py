@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
@@ -16,14 +17,16 @@ from vedette_core.learning.sketch import ScoreSketch
 from vedette_core.machine import Effect, Publish
 from vedette_core.runtime.metrics import Metrics
 from vedette_core.runtime.storage import StateStore
+from vedette_device.acceptances import Acceptances
 from vedette_device.behaviour_stream import BehaviourStream
 from vedette_device.detection_machine import DetectionMachine, DetectionSettings, WindowScored
-from vedette_device.detector import Detector, DetectorSettings
+from vedette_device.detector import Detector
+from vedette_device.detector_settings import DetectorSettings
 from vedette_device.evidence_keeper import EvidenceKeeper
 from vedette_device.evidence_store import EvidenceStore
 from vedette_device.features import Window
 from vedette_device.inference import LoadedModel
-from vedette_device.settings import DetectorSection, DeviceSettings
+from vedette_device.settings import DetectorSection, DeviceSettings, NetworkSection
 from vedette_device.sources import SourceError
 from vedette_device.streams import open_stream
 from vedette_device.verified_release import VerifiedRelease
@@ -86,6 +89,7 @@ class Pipeline:
             self.task,
             DetectionSettings(**section.alerts.model_dump()),
         )
+        self._acceptances = Acceptances(self.task, self.detector, self.machine, store, metrics, self.save)
         self.on_collected: Callable[[], None] | None = None
         self.on_scored: Callable[[int], None] | None = None
         self.on_fault: Callable[[Exception], None] | None = None
@@ -168,14 +172,18 @@ class Pipeline:
     async def run(self, carry_out: CarryOut) -> None:
         """Read the source to its end, or for ever."""
         await self._stream.start()
+        say = partial(self._say, carry_out)
+        looking = asyncio.create_task(self._acceptances.run(say), name=f"acceptances-{self.task}")
         try:
             await carry_out(self.machine.restore(self._store.all(self.machine.prefix)))
+            await self._acceptances.look(say)
             self._announce_collected()
             seen = 0
             while (windows := await self._read()) is not None:
                 for tick in _ticks(windows):
                     await self._take_turn(tick[0].end_s)
-                    await self._feed(tick, carry_out)
+                    async with self._acceptances.turn:
+                        await self._feed(tick, carry_out)
                     seen += len(tick)
                     if seen >= BREATH_WINDOWS:
                         seen = 0
@@ -183,7 +191,10 @@ class Pipeline:
                 if time.monotonic() - self._saved_at > SAVE_S:
                     self.save()
                 self._count_records()
+            await self._acceptances.look(say)
         finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
             self._count_records()
             self.save()
             await self._stream.close()
@@ -250,6 +261,8 @@ class Pipeline:
             section.training_windows,
             section.calibration_windows,
             half_life_windows=section.alerts.half_life_windows,
+            magnitude_factor=section.alerts.magnitude_factor,
+            accept_windows=section.accept_windows if isinstance(section, NetworkSection) else 0,
         )
         saved = self._store.get(self._key)
         if saved is not None:
@@ -312,13 +325,13 @@ class Pipeline:
         if self._evidence is not None:
             self._evidence.observe(scored)
         for window in scored:
-            effects: Sequence[Effect] = self.machine.handle(WindowScored(window), time.time())
-            self._count_alerts(effects)
-            if self._evidence is not None:
-                effects = self._evidence.carry_out(effects)
-            await carry_out(effects)
+            await self._say(carry_out, self.machine.handle(WindowScored(window), time.time()))
         if self.on_scored is not None:
             self.on_scored(len(scored))
+
+    async def _say(self, carry_out: CarryOut, effects: Sequence[Effect]) -> None:
+        self._count_alerts(effects)
+        await carry_out(effects if self._evidence is None else self._evidence.carry_out(effects))
 
     def _count_alerts(self, effects: Sequence[Effect]) -> None:
         """Count what is new: what `run` publishes again after a restart was counted when it was."""

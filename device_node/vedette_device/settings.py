@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from vedette_core.runtime.config import Section, Settings
 from vedette_core.runtime.sections import BrokerSection, LogSection, MetricsSection
+from vedette_device.detector_settings import ACCEPT_WINDOWS_MIN, WINDOWS_MAX
 from vedette_device.participation_budget import ParticipationLimits
 from vedette_schemas.topics import ID_PATTERN, TASK_PATTERN
 
@@ -178,6 +179,8 @@ class NetworkSection(Section):
         local_networks: addresses of the devices that are watched.
         training_windows: windows a detector learns from before it takes part.
         calibration_windows: windows behind them that fix its thresholds.
+        accept_windows: windows of a host that are learnt when a person accepts it; 0 for a quarter of
+            `training_windows`, 240 at least.
     """
 
     task: Task = "network"
@@ -188,8 +191,16 @@ class NetworkSection(Section):
     local_networks: Annotated[tuple[str, ...], Field(min_length=1, max_length=64)]
     training_windows: Annotated[int, Field(ge=32)] = 17_280
     calibration_windows: Annotated[int, Field(ge=20)] = 8_640
+    accept_windows: Annotated[int, Field(ge=0, le=WINDOWS_MAX)] = 0
     replay: ReplaySection = ReplaySection()
     alerts: AlertSection = AlertSection()
+
+    @field_validator("accept_windows")
+    @classmethod
+    def _enough(cls, value: int) -> int:
+        if 0 < value < ACCEPT_WINDOWS_MIN:
+            raise ValueError(f"{value} windows, expected 0 or at least {ACCEPT_WINDOWS_MIN}")
+        return value
 
     @field_validator("local_networks")
     @classmethod

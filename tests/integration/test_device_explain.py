@@ -28,7 +28,8 @@ from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
 from vedette_aggregator.round_settings import RoundSettings
 from vedette_aggregator.settings import TaskSection
 from vedette_core.learning.local_training import train
-from vedette_device.detector import Detector, DetectorSettings
+from vedette_device.detector import Detector
+from vedette_device.detector_settings import DetectorSettings
 from vedette_device.features.windows import Window
 from vedette_schemas.alert import Alert, AlertState
 from vedette_schemas.round import plan_bytes

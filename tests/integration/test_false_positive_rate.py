@@ -24,7 +24,8 @@ from vedette_core.learning.spec import dense_spec, flow_spec
 from vedette_core.machine import Publish
 from vedette_device.cold_start import first_calibration
 from vedette_device.detection_machine import DetectionMachine, DetectionSettings, WindowScored
-from vedette_device.detector import Detector, DetectorSettings
+from vedette_device.detector import Detector
+from vedette_device.detector_settings import DetectorSettings
 from vedette_device.features import Window
 from vedette_device.inference import NumpyBackend
 from vedette_device.settings import NetworkSection, SensorSection

@@ -362,3 +362,28 @@ def test_a_scenario_with_a_folder_that_holds_no_recordings(tmp_path: Path, scena
     assert "expected a folder of recordings" in done.stderr
     assert "INSECURE" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--task", "network"),
+        ("--entity", "192.0.2.7"),
+        ("an-alert", "--task", "network", "--entity", "192.0.2.7"),
+        ("an-alert", "--list"),
+        ("--list", "--undo"),
+        ("--undo",),
+    ],
+)
+def test_accept_wants_an_alert_or_a_task_and_an_entity(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = vedette("device", "accept", "-c", str(tmp_path / "device.toml"), *arguments)
+    assert done.returncode == ExitCode.USAGE
+    assert "expected" in done.stderr
+
+
+def test_accept_on_a_device_that_never_ran_says_so(site: Path) -> None:
+    for arguments in (("--list",), ("an-alert",), ("--undo", "an-alert")):
+        done = vedette("device", "accept", "-c", str(site / "config" / "gw-1.toml"), *arguments)
+        assert done.returncode == ExitCode.CONFIGURATION
+        assert "no state there" in done.stderr

@@ -16,7 +16,8 @@ from vedette_core.learning.scoring import ResidualCalibration, ResidualScorer
 from vedette_core.learning.spec import dense_spec
 from vedette_device.calibrated_model import CalibratedModel
 from vedette_device.count_heads import CountHeads
-from vedette_device.detector import Detector, DetectorSettings
+from vedette_device.detector import Detector
+from vedette_device.detector_settings import DetectorSettings
 from vedette_device.features.windows import Window
 from vedette_device.inference import NumpyBackend
 from vedette_device.scored_input import ENSEMBLE, NETWORK
@@ -137,10 +138,10 @@ def test_usual_scores_are_those_of_rows_that_were_held_out(detector: Detector) -
     model = active(detector)
     assert model.heads is not None
     pooled = model.baseline.scalers.pooled
-    held_out = pooled.transformed_of(detector._held_out[:, -1].astype(np.float32))
+    held_out = pooled.transformed_of(detector._kept.held_out[:, -1].astype(np.float32))
     expected = float(np.quantile(model.heads.ensemble.score(held_out), USUAL_QUANTILE))
     assert model.heads.usual.usual[ENSEMBLE] == pytest.approx(expected)
-    training = pooled.transformed_of(detector._training[:, -1].astype(np.float32))
+    training = pooled.transformed_of(detector._kept.training[:, -1].astype(np.float32))
     assert model.heads.ensemble.centre == pytest.approx(np.median(training, axis=0))
 
 
@@ -168,7 +169,7 @@ def test_damaged_heads_are_refused(detector: Detector, heads: object) -> None:
 
 def test_without_training_rows_no_ensemble_is_made_up(detector: Detector) -> None:
     model = active(detector)
-    inputs = detector._held_out.astype(np.float32)
+    inputs = detector._kept.held_out.astype(np.float32)
     with pytest.raises(RefusedError, match="count ensemble"):
         CalibratedModel.measure(model.backend, MODEL, model.baseline, inputs, ["host"] * len(inputs), 2.0)
 

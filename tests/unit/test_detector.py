@@ -16,7 +16,8 @@ from vedette_core.learning.spec import dense_spec
 from vedette_device.alert_record import ScoredWindow
 from vedette_device.baseline import INPUTS_KEPT_MAX, RANGE_MARGIN, Baseline
 from vedette_device.calibrated_model import CalibratedModel
-from vedette_device.detector import Detector, DetectorSettings
+from vedette_device.detector import Detector
+from vedette_device.detector_settings import DetectorSettings
 from vedette_device.features.windows import Window
 from vedette_device.inference import NumpyBackend
 from vedette_device.input_history import CLOCK_STEP_S, InputHistory

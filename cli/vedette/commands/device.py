@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from vedette.commands import device_explain, device_records, enrol
+from vedette.commands import device_accept, device_explain, device_records, enrol
 
 app = typer.Typer(help="The node on a gateway.", no_args_is_help=True)
 app.command("list")(device_records.list_devices)
 app.command("show")(device_records.show_device)
 app.command("explain")(device_explain.explain_alert)
+app.command("accept")(device_accept.accept_entity)
 quarantine = typer.Typer(help="Devices that a person keeps out of rounds.", no_args_is_help=True)
 app.add_typer(quarantine, name="quarantine")
 app.command("enrol")(enrol.enrol)

@@ -13,7 +13,8 @@ from vedette.demo import plan
 from vedette.demo.recordings import Gateway, load
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import Network
-from vedette_device.detector import Detector, DetectorSettings
+from vedette_device.detector import Detector
+from vedette_device.detector_settings import DetectorSettings
 from vedette_device.features import NetworkWindower
 from vedette_device.sources import CaptureFile
 from vedette_schemas.errors import ConfigError

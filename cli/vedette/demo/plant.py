@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from vedette_device.detector import Detector, DetectorSettings
+from vedette_device.detector import Detector
+from vedette_device.detector_settings import DetectorSettings
 from vedette_device.features.sensor import SensorWindower
 from vedette_device.sources.interface import SampleBatch
 from vedette_schemas.features import FeatureSchema

@@ -58,6 +58,8 @@ DEVICE_METRICS: Final = _table(
     Metric("counter", "alerts", "Alerts by state and severity", ("task", "state", "severity")),
     Metric("counter", "alerts_suppressed", "Alerts that the rate limit held back", ("task",)),
     Metric("counter", "evidence", "Evidence of alerts: kept, and why some is not there any more", ("task", "outcome")),
+    Metric("gauge", "entities_learning", "Accepted entities in their stretch: only loud windows alarm", ("task",)),
+    Metric("counter", "acceptances", "Accepted entities by what became of them", ("task", "outcome")),
     Metric("counter", "messages", "Messages taken in, by what became of them", ("kind", "outcome")),
     Metric("counter", "machine_events", "Events by the answer of the machine's table", ("task", "kind", "outcome")),
     Metric("counter", "committee_events", "Committee work by its answer", ("task", "kind", "outcome")),
