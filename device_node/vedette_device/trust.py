@@ -11,6 +11,7 @@ Source: The Update Framework specification 1.0.34, §5 (client workflow), throug
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,6 +53,8 @@ from vedette_schemas.trust import (
     BeaconAnchor,
     parse_revoked,
 )
+
+log = logging.getLogger("vedette.trust")
 
 FETCH_TIMEOUT_S: Final = 10.0
 """How long a retained message is waited for: it comes in one round trip, or there is none."""
@@ -275,6 +278,8 @@ class TrustClient:
             anchor = updater.beacon_anchor()
         except VedetteError as found:
             fault = found
+        if fault is not None and str(fault) != str(self._beacon_fault):
+            log.warning("%s", fault)  # once: every look at the metadata finds it again
         self._beacon_anchor, self._beacon_fault, self._beacon_root = anchor, fault, version
 
     def _updater(self, fetcher: FetcherInterface) -> ReleaseUpdater:

@@ -71,7 +71,7 @@ def test_each_site_has_its_own_chain(site: Site, tmp_path: Path) -> None:
     assert Site(tmp_path / "other").registry.beacon_anchor.anchor != site.registry.beacon_anchor.anchor
 
 
-def test_an_anchor_that_cannot_be_read_stops_no_release(site: Site) -> None:
+def test_an_anchor_that_cannot_be_read_stops_no_release(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     """Signed by mistake, or by a later version of the program."""
     device = site.device()
     device.refresh()
@@ -80,6 +80,8 @@ def test_an_anchor_that_cannot_be_read_stops_no_release(site: Site) -> None:
     assert device.beacon_anchor is None, "the old anchor was taken away by the offline keys"
     assert isinstance(device.beacon_fault, PeerError)
     assert device.beacon_fault.reason == "schema"
+    device.refresh()
+    assert [r.getMessage() for r in caplog.records if r.name == "vedette.trust"] == [str(device.beacon_fault)], "once"
 
 
 # --- attacks on the anchor ---
