@@ -311,6 +311,17 @@ class Revocations:
         """From now on these authorities count, and those of the newest list: the online certificate was replaced."""
         self._told = tuple(intermediates)
 
+    def restore(self, data: bytes) -> None:
+        """Go on with the list that was believed before a restart, also if its authority is not told of any more.
+
+        Args:
+            data: its `message`, from the node's own store.
+
+        Raises:
+            PeerError: as for `read_list`.
+        """
+        self.newest = read_list(data, self._root, [*self._told, *split_published(data)[1]])
+
     def take(self, data: bytes) -> bool:
         """Believe a list if it is the authority's and not older than what is known.
 
