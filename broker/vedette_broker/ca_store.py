@@ -208,17 +208,20 @@ def read_index(directory: Path) -> Index:
         lines = [_issued(line) for line in plain["issued"]]
         tokens = [Token(**line) for line in plain.get("tokens", ())]
         revoked = [_revoked(line) for line in plain.get("revoked", ())]
+        retiring = plain.get("retiring", {})
+        for serial, at in retiring.items():
+            _check(serial, at)
         return Index(
             check_id(plain["site"], "site"),
             {line.id: line for line in lines},
             {token.id: token for token in tokens},
             {entry.serial: entry for entry in revoked},
             int(plain.get("list_number", 0)),
-            {str(serial): float(at) for serial, at in plain.get("retiring", {}).items()},
+            {serial: float(at) for serial, at in retiring.items()},
         )
     except OSError as fault:
         raise ConfigError(f"{path}: cannot be read ({fault.strerror}); check its owner and mode") from fault
-    except (ValueError, KeyError, TypeError, PeerError) as fault:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, PeerError) as fault:
         raise ConfigError(
             f"{path}: found something that is not the index ({fault}); restore it from a backup"
         ) from fault

@@ -74,7 +74,7 @@ class Acceptance:
             found = cls(**words, level=float(plain.pop("level")), uid=int(plain.pop("uid")), at=float(plain.pop("at")))
             if plain or not 1.0 <= found.level <= LEVEL_MAX or not math.isfinite(found.at):
                 raise ValueError(f"level {found.level}, at {found.at}, {sorted(plain)}")
-        except (ValueError, TypeError, KeyError, AttributeError) as fault:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as fault:
             raise PeerError(f"acceptance: found {fault!r}, expected what `to_bytes` gives", reason="damaged") from fault
         return found
 
@@ -122,6 +122,6 @@ def progress_from_bytes(data: bytes | None) -> EntityProgress | None:
         plain = json.loads(data or b"")
         found = EntityProgress(**plain)
         numbers = type(found.windows) is int and type(found.of) is int
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     return found if numbers and found.stage in ("learning", "learnt", "lapsed") else None

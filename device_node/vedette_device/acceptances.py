@@ -168,15 +168,18 @@ class Acceptances:
                 if record.key != key:
                     raise PeerError(f"acceptance: found one of {record.key}", reason="damaged")
             except PeerError as fault:
-                self._say_once(f"{key}: {fault}; it counts as none")
+                if self._say_once(f"{key}: {fault}; it counts as none"):
+                    self._metrics.inc("acceptances", self._task, "damaged")
                 continue
             found[record.entity] = record
         return found
 
-    def _say_once(self, text: str) -> None:
-        if text not in self._said:
+    def _say_once(self, text: str) -> bool:
+        is_news = text not in self._said
+        if is_news:
             self._said.add(text)
             log.warning("%s", text)
+        return is_news
 
 
 def level_of(alert: AlertRecord | None) -> float:

@@ -237,7 +237,7 @@ class Detector:
         self.accepted.begin(entity, identity, level)
 
     def forget(self, entity: str) -> None:
-        """Take an acceptance back: the entity is a newcomer again, and its windows leave the calibration."""
+        """Take an acceptance back: the entity is a newcomer again; its windows leave calibration and training rows."""
         if not self.accepted.forget(entity) or self._baseline is None:
             return
         self._baseline = self._baseline.without(entity)
@@ -296,7 +296,8 @@ class Detector:
         again = InputHistory(self.schema)
         inputs = [(w.entity, values) for w in self._learning if (values := again.push(w)) is not None]
         self._learning = []
-        self._kept.train_on([baseline.scale(*inputs[i]) for i in self._kept.thinned(len(inputs))])
+        chosen = [inputs[i] for i in self._kept.thinned(len(inputs))]
+        self._kept.train_on([entity for entity, _ in chosen], [baseline.scale(*each) for each in chosen])
 
     def _hold_out(self, entity: str, scaled: Float32) -> None:
         self._kept.hold_out(entity, scaled)
@@ -374,7 +375,8 @@ class Detector:
         for (window, values, scaled), common, own in zip(waiting, scored, judged, strict=True):
             self.p_histogram[min(int(-4.0 * np.log10(own.p_value)), SCORE_BUCKETS - 1)] += 1
             if own.learning_limit is not None:
-                self._learn_accepted(window, own, frozen=frozen)
+                if self.accepted.is_learning(window.entity):  # an earlier window of the same call may have ended it
+                    self._learn_accepted(window, own, frozen=frozen)
                 continue
             if self._active is None:
                 continue  # a cold start: the scores that it goes by are the fleet's, and stay

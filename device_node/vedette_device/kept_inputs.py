@@ -27,6 +27,7 @@ class KeptInputs:
 
     Attributes:
         training: ``(n, history, columns)`` float16, n ≤ `INPUTS_KEPT_MAX`.
+        training_entities: whose each training row is; empty where a state from before did not say.
         held_out: ``(held_out_max, history, columns)`` float16, or none before the first.
         entities: whose each held-out input is; those that are there.
     """
@@ -34,6 +35,7 @@ class KeptInputs:
     def __init__(self, schema: FeatureSchema, held_out_max: int) -> None:
         self._shape, self._most = schema.input_shape, held_out_max
         self.training: Float16 = self.none()
+        self.training_entities: list[str] = []
         self.held_out: Float16 = self.none()
         self.entities: list[str] = []
         self._next = 0
@@ -52,10 +54,10 @@ class KeptInputs:
         """At most `most` places out of `count`, evenly spread."""
         return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.intp)).tolist() if count else []
 
-    def train_on(self, scaled: Sequence[Float32]) -> None:
-        """Take the learning phase's inputs as training rows."""
+    def train_on(self, entities: Sequence[str], scaled: Sequence[Float32]) -> None:
+        """Take the learning phase's inputs, and whose each is, as training rows."""
         if scaled:
-            self.training = np.stack(scaled).astype(np.float16)
+            self.training, self.training_entities = np.stack(scaled).astype(np.float16), list(entities)
 
     def hold_out(self, entity: str, scaled: Float32) -> None:
         """Hold one more out, while they are not complete."""
@@ -67,26 +69,28 @@ class KeptInputs:
     def renew(self, place: int, entity: str, scaled: Float32) -> None:
         """Put an input in the place of a held-out one, which becomes a training row."""
         if len(self.training):
-            self.training[self._next] = self.held_out[place]
+            self.training[self._next], self.training_entities[self._next] = self.held_out[place], self.entities[place]
             self._next = (self._next + 1) % len(self.training)
         self.held_out[place] = scaled
         self.entities[place] = entity
 
     def take_out(self, entity: str) -> None:
-        """Hold nothing of an entity out any more; others' inputs, evenly spread, take its places."""
-        names = np.array(self.entities)
-        gone, others = np.flatnonzero(names == entity), np.flatnonzero(names != entity)
-        if not len(gone) or not len(others):
-            return
-        instead = others[np.linspace(0, len(others) - 1, len(gone)).astype(np.intp)]
-        self.held_out[gone] = self.held_out[instead]
-        for place, other in zip(gone.tolist(), instead.tolist(), strict=True):
-            self.entities[place] = self.entities[other]
+        """Hold nothing of an entity out, nor train on it, any more; others' inputs, evenly spread, take its places."""
+        for inputs, entities in ((self.held_out, self.entities), (self.training, self.training_entities)):
+            names = np.array(entities)
+            gone, others = np.flatnonzero(names == entity), np.flatnonzero(names != entity)
+            if not len(gone) or not len(others):
+                continue
+            instead = others[np.linspace(0, len(others) - 1, len(gone)).astype(np.intp)]
+            inputs[gone] = inputs[instead]
+            for place, other in zip(gone.tolist(), instead.tolist(), strict=True):
+                entities[place] = entities[other]
 
     def to_state(self) -> dict[str, Any]:
         """Plain form for msgpack."""
         return {
             "training": self.training.astype(STORED).tobytes(),
+            "training_entities": list(self.training_entities),
             "training_next": self._next,
             "held_out": self.held_out[: len(self.entities)].astype(STORED).tobytes(),
             "held_out_entities": list(self.entities),
@@ -99,6 +103,10 @@ class KeptInputs:
             ValueError, KeyError, TypeError: it is another form.
         """
         self.training = self._inputs(state["training"])
+        unnamed = [""] * len(self.training)  # the state of a node from before has no names
+        self.training_entities = [str(name) for name in state.get("training_entities", unnamed)]
+        if len(self.training_entities) != len(self.training):
+            raise ValueError(f"{len(self.training)} training rows of {len(self.training_entities)} entities")
         self._next = int(state["training_next"]) % max(len(self.training), 1)
         held_out = self._inputs(state["held_out"])[: self._most]
         self.entities = [str(name) for name in state["held_out_entities"]][: self._most]

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgpack
 import pytest
 from accept_parts import BEFORE, MODEL, NEW, OLD, SCHEMA, SETTINGS, armed, collected, tick, window
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vedette_core.machine import Effect, Persist, Publish
@@ -53,6 +53,8 @@ def test_a_record_comes_back_as_it_was() -> None:
         {"level": float("nan")},
         {"at": float("inf")},
         {"uid": None},
+        {"uid": float("inf")},
+        {"level": 10**400},
         {"entity": 7},
         {"more": 1},
     ],
@@ -64,6 +66,7 @@ def test_a_damaged_record_is_refused(change: dict[str, object]) -> None:
 
 
 @given(st.binary(max_size=200))
+@example(b"[" * 4000)
 def test_anything_else_is_no_record_and_no_progress(data: bytes) -> None:
     with pytest.raises(PeerError):
         Acceptance.from_bytes(data)
@@ -350,8 +353,11 @@ def test_the_audit_comes_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_damaged_record_counts_as_none_and_detection_goes_on(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     site.store.put(f"accept/network/{NEW}", b"nonsense")
+    site.store.put("accept/network/10.0.0.8", RECORD.to_bytes().replace(b"1000", b"1e999"))
+    accept(site.settings, task="network", entity=OLD[1])
     site.look()
     site.look()
-    assert caplog.text.count("it counts as none") == 1
-    assert site.detector.accepted.known() == {}
+    assert caplog.text.count("it counts as none") == 2
+    assert set(site.detector.accepted.known()) == {OLD[1]}, "and it keeps nobody else's record from being followed"
+    assert site.value("acceptances_total", task="network", outcome="damaged") == 2
     assert tick(site.detector, site.step, *OLD)[OLD[0]].learning_limit is None

@@ -331,6 +331,34 @@ def test_what_is_taken_back_is_a_newcomer_again() -> None:
     assert np.median([s.p_value for s in after]) < 0.01
 
 
+def test_what_is_taken_back_is_not_trained_on_after_a_restart_either() -> None:
+    detector = armed()
+    step = learnt(detector)
+    for i in range(600):
+        tick(detector, step + i, *OLD, NEW)
+    state = detector.to_state()
+    assert state["training_entities"].count(NEW) > 20, "what was held out of it has become training rows"
+    again = Detector.from_state(SCHEMA, SETTINGS, state)
+    again.install(collected()[1], MODEL)
+    loud = again._kept.training[np.array(state["training_entities"]) == NEW]
+    again.forget(NEW)
+    rows = again._kept.training
+    assert NEW not in again.to_state()["training_entities"]
+    assert len(rows) == len(state["training_entities"])
+    assert not any((rows == row).all(axis=(1, 2)).any() for row in loud)
+
+
+def test_a_second_window_of_the_same_call_finds_the_stretch_over() -> None:
+    detector = armed()
+    detector.accept(NEW, "one", 3.0)
+    for step in range(BEFORE, BEFORE + OF - 1):
+        tick(detector, step, *OLD, NEW)
+    assert stage(detector) == "learning"
+    detector.feed([window(NEW, BEFORE + OF - 1), window(NEW, BEFORE + OF)])
+    (progress,) = detector.accepted.progress()
+    assert (progress.stage, progress.windows) == ("learnt", OF)
+
+
 def test_taking_back_in_the_stretch_leaves_what_was_before() -> None:
     detector = armed()
     detector.accept(NEW, "one", 1.0)

@@ -20,7 +20,7 @@ from vedette_broker.ca_authority import State
 from vedette_broker.ca_store import load_chain, pem, read_index
 from vedette_core.crypto.certificate_chain import der, load_certificates
 from vedette_core.crypto.certificates import CertificateRole, Issuer, make_intermediate, make_root
-from vedette_core.crypto.revocation import RevocationReason
+from vedette_core.crypto.revocation import RevocationReason, Revocations
 from vedette_core.runtime.bundle_requests import anchors_of, enrolment_request, install, renewal_request
 from vedette_core.runtime.identity import Bundle, client_context, key_ring, learn_aggregator, load_node, server_context
 from vedette_schemas.errors import ConfigError, PeerError
@@ -92,6 +92,21 @@ def test_a_restored_authority_takes_over_who_is_out_of_service(authority: Path, 
     ca_revocation.refresh(backup, now=LATER + 2)
     assert old not in load_chain(backup)[1]
     assert old.serial_number in ca_revocation.refresh(backup, now=LATER + 30 * DAY_S).entries
+
+
+def test_an_authority_that_was_restored_from_before_its_replacement_is_replaced_again(
+    authority: Path, tmp_path: Path
+) -> None:
+    backup = Path(shutil.copytree(authority, tmp_path / "backup"))
+    root, told = load_chain(backup)
+    known = Revocations(root, told)
+    ca_authority.renew(authority, now=LATER)
+    for minute in range(1, 5):
+        assert known.take(ca_revocation.refresh(authority, now=LATER + 60 * minute).message)
+    with pytest.raises(PeerError, match="authority that was replaced"):
+        known.take(ca_revocation.refresh(backup, now=LATER + 600).message)
+    ca_authority.renew(backup, now=LATER + 900)
+    assert known.take(ca_revocation.newest_list(backup).message)
 
 
 def test_the_root_may_sign_on_a_machine_that_has_nothing_else(authority: Path, tmp_path: Path) -> None:

@@ -260,6 +260,11 @@ def test_an_index_of_version_1_is_read(authority: Path) -> None:
         {"tokens": "x"},
         {"revoked": [{"serial": "1", "id": "a", "at": 1, "reason": "whim", "not_after": 2}]},
         {"list_number": "many"},
+        {"list_number": float("inf")},
+        {"retiring": []},
+        {"retiring": {"1f": "soon"}},
+        {"retiring": {"1f": float("nan")}},
+        {"retiring": {"0x1f": NOW}},
     ],
 )
 def test_a_damaged_index_is_told(authority: Path, line: dict[str, Any]) -> None:

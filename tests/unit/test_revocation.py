@@ -330,3 +330,78 @@ def test_a_ring_that_saw_many_authorities_still_believes_the_newest(site: Author
         )
         for along in (b"", der(issuer.certificate), der(successor(site).certificate)):
             ring.fork().learn(der(leaf), NOW + 8 * DAY_S, intermediate=along)
+
+
+# -- what a thief of the authority's key, or whoever carries a list, may try
+
+
+def test_a_thief_s_high_number_does_not_keep_the_successor_s_lists_out(site: Authority) -> None:
+    known, fresh = site.revocations(), successor(site)
+    assert known.take(site.list(revocation.NUMBER_MAX, fresh.certificate.serial_number))
+    assert known.take(listed(fresh, 2, fresh.certificate, site.issuer.certificate))
+    assert known.number == 2
+    assert known.intermediates[0] == fresh.certificate
+    assert refused(known.take, site.list(revocation.NUMBER_MAX)) == "old-list"
+    assert refused(known.take, listed(fresh, 1, fresh.certificate)) == "old-list"
+
+
+def test_a_list_that_is_believed_can_be_read_again_in_whatever_form_it_came(site: Authority) -> None:
+    known, fresh = site.revocations(), successor(site)
+    made = make_list(fresh, 2, [Revocation(7, NOW)], now=NOW + DAY_S)
+    along = (fresh.certificate, site.issuer.certificate)
+    assert refused(known.take, join_pem(made, (fresh.certificate,) * 5)) == "limit"
+    assert known.take(join_pem(made, (*along, *along)))
+    assert known.newest is not None
+    assert site.revocations().take(known.newest.message)
+
+
+def test_authorities_of_long_ago_do_not_crowd_out_those_in_force(site: Authority) -> None:
+    fresh = successor(site)
+    gone = [successor(site, NOW - years * 365 * DAY_S).certificate for years in (2, 3, 4)]
+    at_once, later = site.revocations(), site.revocations()
+    assert at_once.take(listed(fresh, 2, *gone, fresh.certificate))
+    made = make_list(fresh, 2, [], now=NOW + DAY_S)
+    assert later.take(join_der(made, (fresh.certificate, gone[0], gone[1])))
+    assert later.take(join_der(made, (gone[1], gone[2], fresh.certificate, site.issuer.certificate)))
+    for known in (at_once, later):
+        assert known.intermediates[:2] == (fresh.certificate, site.issuer.certificate)
+
+
+def signing_leaf(site: Authority, issuer: Issuer, days: float) -> tuple[Ed25519Signer, x509.Certificate]:
+    key = Ed25519PrivateKey.generate()
+    leaf = make_leaf(
+        issuer,
+        key.public_key(),
+        holder="dev-1",
+        role=CertificateRole.DEVICE,
+        site=site.site,
+        purpose=Purpose.SIGNING,
+        now=NOW + DAY_S,
+        serial=x509.random_serial_number(),
+        seconds=days * DAY_S,
+    )
+    return Ed25519Signer(key), leaf
+
+
+def test_a_leaf_of_the_newer_authority_is_newer_however_long_a_thief_s_lasts(site: Authority) -> None:
+    fresh = successor(site)
+    thief, theirs = signing_leaf(site, site.issuer, 300)
+    real, own = signing_leaf(site, fresh, 7)
+    for order in ((theirs, own), (own, theirs)):
+        ring = site.ring()
+        assert ring.revocations.take(listed(fresh, 2, fresh.certificate, site.issuer.certificate))
+        for certificate in order:
+            ring.learn(der(certificate), NOW + DAY_S)
+        ring.verify("dev-1", real.sign(b"x"), b"x")
+        assert refused(ring.verify, "dev-1", thief.sign(b"x"), b"x") == "signature"
+
+
+def test_a_revoked_certificate_does_not_outstay_one_that_ends_before_it(site: Authority) -> None:
+    ring = site.ring()
+    thief, theirs = signing_leaf(site, site.issuer, 300)
+    real, own = signing_leaf(site, site.issuer, 7)
+    ring.learn(der(theirs), NOW + DAY_S)
+    assert ring.revocations.take(site.list(1, theirs.serial_number))
+    ring.learn(der(own), NOW + DAY_S)
+    ring.verify("dev-1", real.sign(b"x"), b"x")
+    assert refused(ring.verify, "dev-1", thief.sign(b"x"), b"x") == "signature"

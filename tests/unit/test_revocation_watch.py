@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ca_parts import an_authority, enrolled, replace_authority
+from ca_parts import an_authority, enrolled, replace_authority, rule_of
 
 from vedette_aggregator.exclusions import Exclusions
 from vedette_aggregator.quarantine import Quarantine
 from vedette_aggregator.revocation_watch import RevocationWatch
 from vedette_broker import ca, ca_revocation
+from vedette_broker.ca_store import load_chain, pem
+from vedette_core.crypto.certificate_chain import der
 from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.crypto.revocation import RevocationReason
 from vedette_core.crypto.signing import KeyRing
@@ -199,3 +201,20 @@ def test_a_list_without_its_authority_counts_once_the_own_bundle_names_it(desk: 
     assert desk.watch.poll(NOW), "the list that was refused"
     assert desk.ring.revocations.number >= number
     assert desk.watch.devices() == {"gw-01"}
+
+
+def test_a_restart_forgets_no_list_whose_authority_has_left_ca_crt_meanwhile(desk: Desk) -> None:
+    """The successor's list is withheld, and ca.crt came with a renewal."""
+    gone = desk.node("gw-01")
+    number = desk.revoke("gw-01")
+    assert desk.watch.poll(NOW)
+    root, authorities = load_chain(desk.authority)
+    fresh = replace_authority(desk.authority, NOW)[1]
+    desk.bundle.ca.write_bytes(pem(root, fresh))
+    desk.bundle.crl.unlink()
+    desk.start()
+    assert desk.ring.revocations.number == number
+    assert rule_of(lambda: desk.ring.learn(gone.certificate, NOW, intermediate=der(authorities[0]))) == "revoked"
+    assert desk.watch.take(ca_revocation.newest_list(desk.authority).message), (
+        "and it does not keep its successor's out"
+    )

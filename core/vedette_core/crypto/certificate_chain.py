@@ -120,7 +120,8 @@ def _verify(
         _check_time(what, certificate, moment)
     _check_authority("root", root, path_length=1)
     _check_authority("intermediate", issuer, path_length=0)
-    return replace(_check_leaf(leaf, purpose, site), issuer=issuer.serial_number)
+    begins = issuer.not_valid_before_utc.timestamp()
+    return replace(_check_leaf(leaf, purpose, site), issuer=issuer.serial_number, issuer_begins=begins)
 
 
 def check_intermediate(certificate: x509.Certificate, root: x509.Certificate) -> None:

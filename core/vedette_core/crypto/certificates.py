@@ -102,6 +102,7 @@ class Identity:
         not_after: epoch seconds at which the leaf ends.
         serial: the leaf's serial number, by which it may be revoked.
         issuer: serial number of the authority that issued it, by which that one may be taken out of service.
+        issuer_begins: epoch seconds at which that authority's certificate begins.
     """
 
     id: str
@@ -112,6 +113,7 @@ class Identity:
     not_after: float
     serial: int = 0
     issuer: int = 0
+    issuer_begins: float = 0.0
 
     @property
     def access_role(self) -> Role:

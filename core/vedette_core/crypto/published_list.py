@@ -69,10 +69,7 @@ def _split_der(data: bytes) -> tuple[x509.CertificateRevocationList, tuple[x509.
     certificates: list[x509.Certificate] = []
     while start < len(data):
         if len(certificates) >= CHAIN_LENGTH_MAX:
-            raise PeerError(
-                f"revocation list: found more than {CHAIN_LENGTH_MAX} certificates with it, expected fewer",
-                reason="limit",
-            )
+            raise _too_many()
         end = _end(data, start)
         if end - start > CERTIFICATE_BYTES_MAX:
             raise _too_large(end - start, CERTIFICATE_BYTES_MAX)
@@ -87,7 +84,10 @@ def _split_pem(data: bytes) -> tuple[x509.CertificateRevocationList, tuple[x509.
     if len(first) > _PEM_LIST_MAX or len(data) > LIST_FILE_BYTES_MAX:
         raise _too_large(len(data), LIST_FILE_BYTES_MAX)
     rest = _PEM_LIST.sub(b"", data) if found is not None else b""
-    return x509.load_pem_x509_crl(first), load_certificates(rest, "revocation list") if rest.strip() else ()
+    certificates = load_certificates(rest, "revocation list") if rest.strip() else ()
+    if len(certificates) > CHAIN_LENGTH_MAX:  # what is believed is kept as DER, and has to be read again
+        raise _too_many()
+    return x509.load_pem_x509_crl(first), certificates
 
 
 def _end(data: bytes, start: int) -> int:
@@ -107,6 +107,12 @@ def _end(data: bytes, start: int) -> int:
 
 def _damaged() -> PeerError:
     return PeerError("revocation list: found bytes that cannot be read, expected a list in DER", reason="list")
+
+
+def _too_many() -> PeerError:
+    return PeerError(
+        f"revocation list: found more than {CHAIN_LENGTH_MAX} certificates with it, expected fewer", reason="limit"
+    )
 
 
 def _too_large(found: int, allowed: int) -> PeerError:

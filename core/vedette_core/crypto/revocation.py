@@ -201,6 +201,10 @@ def begins(authority: x509.Certificate) -> float:
     return authority.not_valid_before_utc.timestamp()
 
 
+def _newest_first(authorities: Iterable[x509.Certificate]) -> tuple[x509.Certificate, ...]:
+    return tuple(sorted(dict.fromkeys(authorities), key=begins, reverse=True))
+
+
 def _checked(
     crl: x509.CertificateRevocationList,
     root: x509.Certificate,
@@ -237,7 +241,7 @@ def _checked(
         entries,
         crl.public_bytes(Encoding.DER),
         signer,
-        tuple(c for c in came_along if c.serial_number not in entries),
+        _newest_first(c for c in came_along if c.serial_number not in entries),
     )
 
 
@@ -295,19 +299,33 @@ class Revocations:
     def intermediates(self) -> tuple[x509.Certificate, ...]:
         """Authorities in force: those of the newest list and those that one was told of, but for those on it.
 
-        At most three: whoever runs for years is told of many, and a leaf's own issuer may come along as the fourth.
+        The three newest at most: whoever runs for years is told of many, and a leaf's own issuer may come along as the
+        fourth. Whoever carries a list could put authorities of long ago before those in force.
         """
         if self.newest is None:
-            return self._told[: CHAIN_LENGTH_MAX - 1]
-        found = dict.fromkeys((*self.newest.authorities, *self._told))
+            return _newest_first(self._told)[: CHAIN_LENGTH_MAX - 1]
+        found = _newest_first((*self.newest.authorities, *self._told))
         return tuple(c for c in found if c.serial_number not in self.newest.entries)[: CHAIN_LENGTH_MAX - 1]
 
     def learn_authorities(self, intermediates: Sequence[x509.Certificate]) -> None:
         """From now on these authorities count, and those of the newest list: the online certificate was replaced."""
         self._told = tuple(intermediates)
 
+    def restore(self, data: bytes) -> None:
+        """Go on with the list that was believed before a restart, also if its authority is not told of any more.
+
+        Args:
+            data: its `message`, from the node's own store.
+
+        Raises:
+            PeerError: as for `read_list`.
+        """
+        self.newest = read_list(data, self._root, [*self._told, *split_published(data)[1]])
+
     def take(self, data: bytes) -> bool:
         """Believe a list if it is the authority's and not older than what is known.
+
+        Numbers count among the lists of one authority: a thief's highest number must not keep its successor's out.
 
         Args:
             data: as `split_published` takes it.
@@ -323,23 +341,28 @@ class Revocations:
         if newest is not None and data == newest.message:
             return False
         found = read_list(data, self._root, self.intermediates)
-        if newest is not None and begins(found.issuer) < begins(newest.issuer):
+        if newest is None or begins(found.issuer) > begins(newest.issuer):
+            self.newest = found
+            return True
+        if begins(found.issuer) < begins(newest.issuer):
             raise PeerError(
                 f"revocation list: found number {found.number} of an authority that was replaced, expected one of the "
                 f"authority that made list {newest.number}",
                 reason="old-list",
             )
-        if newest is not None and found.number < newest.number:
+        if found.number < newest.number:
             raise PeerError(
                 f"revocation list: found number {found.number}, expected {newest.number} or above", reason="old-list"
             )
-        if newest is not None and found.number == newest.number:
-            if found.der == newest.der:
-                together = tuple(dict.fromkeys((*newest.authorities, *found.authorities)))[:CHAIN_LENGTH_MAX]
-                self.newest = replace(newest, authorities=together)
-                return together != newest.authorities
+        if found.number > newest.number:
+            self.newest = found
+            return True
+        if found.der != newest.der:
             raise _odd(f"a second list of number {found.number}", "one list a number")
-        self.newest = found
+        together = _newest_first((*newest.authorities, *found.authorities))[:CHAIN_LENGTH_MAX]
+        if set(together) == set(newest.authorities):
+            return False
+        self.newest = replace(newest, authorities=together)
         return True
 
     def check(self, serial: int, who: str, issuer: int = 0) -> None:

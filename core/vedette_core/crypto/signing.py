@@ -132,6 +132,8 @@ class KeyRing:
     ) -> Identity:
         """Verify a signing certificate and add its key; a newer certificate of the same sender replaces the older.
 
+        Of a newer authority it is newer, however long an earlier one's lasts: that one's key may be in wrong hands.
+
         Args:
             certificate: DER of the leaf, or PEM of the leaf followed by its issuers.
             now: epoch seconds.
@@ -151,10 +153,18 @@ class KeyRing:
         if identity.id not in self._known and len(self._known) >= SENDERS_MAX and not self.forget_expired(now):
             raise PeerError(f"{identity.id}: found a full ring of {SENDERS_MAX} senders", reason="limit")
         assert isinstance(identity.public_key, Ed25519PublicKey)
-        known = self._known.get(identity.id)
-        if known is None or known.identity.not_after <= identity.not_after:
+        if self._takes_place(identity):
             self._known[identity.id] = _Known(identity, identity.public_key)
         return identity
+
+    def _takes_place(self, identity: Identity) -> bool:
+        """Tell whether a certificate takes the place of the one that is known of the same sender."""
+        if identity.id not in self._known:
+            return True
+        before, newest = self._known[identity.id].identity, self.revocations.newest
+        if newest is not None and not newest.entries.keys().isdisjoint((before.serial, before.issuer)):
+            return True
+        return (before.issuer_begins, before.not_after) <= (identity.issuer_begins, identity.not_after)
 
     def _verify(self, certificate: bytes, intermediate: bytes, now: float) -> Identity:
         """Who a certificate's holder is, by a chain that holds now."""

@@ -34,9 +34,8 @@ class RevocationStore:
         kept = store.get(KEY)
         if kept is not None:
             try:
-                revocations.take(kept)
+                revocations.restore(kept)
             except PeerError as fault:
-                # The authority was replaced: lists of the old one say nothing about certificates of the new one.
                 log.warning("the revocation list that was kept no longer holds: %s", fault)
         if bundle.crl.exists():
             try:
