@@ -31,11 +31,10 @@ from vedette.evaluation.detectors import (
     scores_of,
 )
 from vedette.evaluation.judging import DAY_S, Calibrated, figures, judge
-from vedette.evaluation.stretches import Prepared, prepare
+from vedette.evaluation.stretches import Prepared, prepare_fleet
 from vedette_core.learning.calibration import RollingCalibration
 from vedette_device.calibrated_model import CalibratedModel
 from vedette_device.detection_machine import DetectionSettings
-from vedette_schemas.errors import VedetteError
 
 AS_IT_IS: Final = DetectionSettings()
 RULES: Final[Mapping[str, DetectionSettings]] = {
@@ -64,12 +63,7 @@ def scored(data: DataSet) -> list[Scored]:
     """Learn together, and score every device's test stretch once."""
     found: list[Scored] = []
     for fleet in data.fleets:
-        devices = []
-        for recording in fleet.recordings:
-            try:
-                devices.append(prepare(recording, fleet.schema))
-            except VedetteError:
-                continue
+        devices, _ = prepare_fleet(fleet)
         if not devices:
             continue
         network = network_for(data.suite, fleet.schema)

@@ -34,13 +34,12 @@ from vedette.evaluation.detectors import (
     scores_of,
 )
 from vedette.evaluation.metrics import area, roc_curve, tpr_at
-from vedette.evaluation.stretches import Prepared, Stretch, prepare
+from vedette.evaluation.stretches import Prepared, Stretch, prepare_fleet
 from vedette_core.learning.calibration import RollingCalibration
 from vedette_core.learning.local_training import train
 from vedette_core.learning.network import Network
 from vedette_device.calibrated_model import shaped
 from vedette_device.features.scaling import CLIP
-from vedette_schemas.errors import VedetteError
 
 Float64 = npt.NDArray[np.float64]
 Scores = list[tuple[Float64, Float64]]
@@ -207,12 +206,7 @@ def run(data: DataSet, seed: int) -> dict[str, dict[str, float | None]]:
     """All tries on one set."""
     pooled: dict[str, tuple[Scores, list[Prepared]]] = {}
     for fleet in data.fleets:
-        devices = []
-        for recording in fleet.recordings:
-            try:
-                devices.append(prepare(recording, fleet.schema))
-            except VedetteError:
-                continue  # too few benign windows; `vedette evaluate` names it
+        devices, _ = prepare_fleet(fleet)  # `vedette evaluate` names who is skipped
         if not devices:
             continue
         for name, pairs in tries(data, fleet, devices, seed).items():

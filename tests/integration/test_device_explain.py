@@ -10,29 +10,25 @@ import sqlite3
 import stat
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from second_release import sign_two_releases
 from test_whole_loop import until
 
 from vedette.demo.fleet import Fleet, free_port
 from vedette.observer import Observer
 from vedette.site import Site, create
-from vedette_aggregator.aggregation import Candidate
-from vedette_aggregator.registry import Registry
-from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
-from vedette_aggregator.round_settings import RoundSettings
-from vedette_aggregator.settings import TaskSection
+from vedette_aggregator.releases import TaskModel
 from vedette_core.learning.local_training import train
+from vedette_core.learning.network import ActivationRanges
 from vedette_device.detector import Detector
 from vedette_device.detector_settings import DetectorSettings
 from vedette_device.features.windows import Window
 from vedette_schemas.alert import Alert, AlertState
-from vedette_schemas.round import plan_bytes
 
 DEVICE = "gw-1"
 CHANNELS = ("flow_l_s", "level_m", "pressure_kpa")
@@ -60,43 +56,19 @@ def lines(values: np.ndarray, first: int) -> str:
 
 def release(trust: Path, values: np.ndarray) -> None:
     """Sign the first two releases of the task as rounds would have, the second of weights that know this tank."""
-    registry, section, now = Registry(trust), TaskSection.model_validate(TASK), time.time()
-    model = TaskModel.of(section)
-    detector = Detector(model.schema, DetectorSettings(TRAINING, CALIBRATION))
-    columns = np.hstack([values, np.diff(values, axis=0, prepend=values[:1])]).astype(np.float32)
-    for i, row in enumerate(columns[:TRAINING]):
-        detector.feed([Window("process", float(PERIOD_S * i), float(PERIOD_S * (i + 1)), row)])
-    x = detector.training_matrix(model.network)
-    releases = Releases(registry, section, model)
-    settings = RoundSettings(**section.round.model_dump(), **section.training.model_dump(), masked=True)
-    plan = settings.plan(
-        section.task,
-        version=1,
-        feature_schema=model.schema.digest,
-        network=model.network.spec.digest,
-        dimension=model.network.layout.size,
-        tensors=model.network.tensor_names,
-    )
-    packed, digest = plan_bytes(plan)
-    start = releases.initial(plan, now)
-    rng = np.random.default_rng(2)
-    learnt = train(model.network, start.weights, x, epochs=60, batch_size=32, learning_rate=3e-3, prox_mu=0.0, rng=rng)
-    weights = start.weights + learnt.delta
-    candidate = Candidate(
-        task=section.task,
-        round=1,
-        attempt=1,
-        parent_version=0,
-        parent_sha256=start.sha256,
-        plan=digest,
-        weights=weights,
-        ranges=model.network.activation_ranges(x, weights),
-        contributors=("gw-1", "gw-2", "gw-3", "gw-4", "gw-5"),
-        transcript=bytes(range(32)),
-        metrics={"loss_after": learnt.loss_after},
-        optimiser=server_optimiser(section).initial_state(len(weights)),
-    )
-    releases.release(candidate, packed, now)
+
+    def learn(model: TaskModel, start: np.ndarray) -> tuple[np.ndarray, ActivationRanges, float]:
+        detector = Detector(model.schema, DetectorSettings(TRAINING, CALIBRATION))
+        columns = np.hstack([values, np.diff(values, axis=0, prepend=values[:1])]).astype(np.float32)
+        for i, row in enumerate(columns[:TRAINING]):
+            detector.feed([Window("process", float(PERIOD_S * i), float(PERIOD_S * (i + 1)), row)])
+        x = detector.training_matrix(model.network)
+        rng = np.random.default_rng(2)
+        learnt = train(model.network, start, x, epochs=60, batch_size=32, learning_rate=3e-3, prox_mu=0.0, rng=rng)
+        weights = start + learnt.delta
+        return weights, model.network.activation_ranges(x, weights), learnt.loss_after
+
+    sign_two_releases(trust, TASK, learn)
 
 
 def explained(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from second_release import sign_two_releases
 from test_device_flow_log import log as zeek_log
 from test_device_sources import PCAP_HEADER
 from test_whole_loop import until
@@ -17,16 +17,11 @@ from test_whole_loop import until
 from vedette.demo.fleet import Fleet, free_port
 from vedette.observer import Observer
 from vedette.site import create
-from vedette_aggregator.aggregation import Candidate
 from vedette_aggregator.artifacts import assumed_ranges
 from vedette_aggregator.registry import Registry
-from vedette_aggregator.releases import Releases, TaskModel, server_optimiser
-from vedette_aggregator.round_settings import RoundSettings
-from vedette_aggregator.settings import TaskSection
 from vedette_device.inference import open_model
 from vedette_schemas.features import FLOW_LOGS
 from vedette_schemas.model import Variant
-from vedette_schemas.round import plan_bytes
 
 READER, STRANGER = "gw-1", "gw-2"
 TASK: dict[str, Any] = {"task": "flow-logs", "use_case": "network", "source_schema": "flow-logs"}
@@ -34,35 +29,7 @@ TASK: dict[str, Any] = {"task": "flow-logs", "use_case": "network", "source_sche
 
 def release(trust: Path) -> None:
     """Sign the first two releases of the task, as rounds would have: weights that have learnt nothing."""
-    registry, section, now = Registry(trust), TaskSection.model_validate(TASK), time.time()
-    model = TaskModel.of(section)
-    releases = Releases(registry, section, model)
-    settings = RoundSettings(**section.round.model_dump(), **section.training.model_dump(), masked=True)
-    plan = settings.plan(
-        section.task,
-        version=1,
-        feature_schema=model.schema.digest,
-        network=model.network.spec.digest,
-        dimension=model.network.layout.size,
-        tensors=model.network.tensor_names,
-    )
-    packed, digest = plan_bytes(plan)
-    start = releases.initial(plan, now)
-    candidate = Candidate(
-        task=section.task,
-        round=1,
-        attempt=1,
-        parent_version=0,
-        parent_sha256=start.sha256,
-        plan=digest,
-        weights=start.weights,
-        ranges=assumed_ranges(model.network, start.weights),
-        contributors=("gw-1", "gw-2", "gw-3", "gw-4", "gw-5"),
-        transcript=bytes(range(32)),
-        metrics={"loss_after": 0.25},
-        optimiser=server_optimiser(section).initial_state(len(start.weights)),
-    )
-    releases.release(candidate, packed, now)
+    sign_two_releases(trust, TASK, lambda model, start: (start, assumed_ranges(model.network, start), 0.25))
 
 
 @pytest.mark.timeout(180)

@@ -27,7 +27,7 @@ from vedette.evaluation.explanations import hits_at_three
 from vedette.evaluation.judging import Calibrated, Outcome, figures, judge
 from vedette.evaluation.metrics import area, roc_curve
 from vedette.evaluation.splits import left_out
-from vedette.evaluation.stretches import Prepared, prepare
+from vedette.evaluation.stretches import Prepared, prepare_fleet
 from vedette_core.learning.network import Network
 from vedette_schemas.errors import VedetteError
 
@@ -72,14 +72,10 @@ def evaluate(
     fleets: list[tuple[Fleet, tuple[Prepared, ...]]] = []
     skipped: dict[str, str] = {}
     for fleet in data.fleets:
-        ready = []
-        for recording in fleet.recordings:
-            try:
-                ready.append(prepare(recording, fleet.schema))
-            except VedetteError as fault:
-                skipped[recording.device] = str(fault)
+        ready, unready = prepare_fleet(fleet)
+        skipped |= unready
         if ready:
-            fleets.append((fleet, tuple(ready)))
+            fleets.append((fleet, ready))
     about = _about(data, [device for _, devices in fleets for device in devices], skipped)
     about["training"] = asdict(config)
     if not fleets:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vedette.evaluation.datasets import Recording
+from vedette.evaluation.datasets import Fleet, Recording
 from vedette.evaluation.splits import Kind, Labels, guard, split
 from vedette_core.learning.layout import Float32
 from vedette_device.baseline import INPUTS_KEPT_MAX, Baseline
 from vedette_device.features.windows import Window
 from vedette_device.input_history import InputHistory
-from vedette_schemas.errors import ConfigError
+from vedette_schemas.errors import ConfigError, VedetteError
 from vedette_schemas.features import FeatureSchema
 
 INPUTS_MIN = 16
@@ -72,6 +72,17 @@ class Prepared:
     raw_labels: Labels
     truth: tuple[frozenset[str], ...] = ()
     breaks: tuple[float, ...] = ()
+
+
+def prepare_fleet(fleet: Fleet) -> tuple[tuple[Prepared, ...], dict[str, str]]:
+    """Split and scale every device of a fleet; those that cannot be are named, with the reason."""
+    ready, skipped = [], {}
+    for recording in fleet.recordings:
+        try:
+            ready.append(prepare(recording, fleet.schema))
+        except VedetteError as fault:
+            skipped[recording.device] = str(fault)
+    return tuple(ready), skipped
 
 
 def prepare(recording: Recording, schema: FeatureSchema) -> Prepared:
