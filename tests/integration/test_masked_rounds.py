@@ -224,6 +224,8 @@ def test_no_round_happens_if_devices_were_not_told_to_send_what_can_be_read(tmp_
                 refusal = "found a plan without masking, under which the aggregator would read this device's update"
                 await site.until("refusals", lambda: site.log("swarm").count(refusal) >= 6)
                 await site.until("releases", lambda: len(site.diary.versions) == 6)
+                # The devices may have read the announcement before the observer has.
+                await site.until("announcement", lambda: observer.phase("network") is not None)
                 assert observer.phase("network") is Phase.CHECKIN
                 assert site.diary.joined == {}
                 assert waiting(site.site, set(names(6))) == 0
