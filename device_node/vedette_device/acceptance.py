@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -93,15 +93,18 @@ class ForgetEntity(Effect):
     entity: str
 
 
-def follow(wanted: Mapping[str, Acceptance], known: Mapping[str, str]) -> list[LearnEntity | ForgetEntity]:
+def follow(
+    wanted: Mapping[str, Acceptance], known: Mapping[str, str], unreadable: Collection[str] = ()
+) -> list[LearnEntity | ForgetEntity]:
     """What makes a detector follow the records; what it follows already is left alone, so that it may be asked often.
 
     Args:
         wanted: records by entity; past `ENTITIES_MAX` the oldest count.
         known: id of the acceptance that the detector has, by entity.
+        unreadable: entities whose record is damaged: they stay as they are, since nobody took it back.
     """
     oldest = sorted(wanted.values(), key=lambda record: record.at)[:ENTITIES_MAX]
-    kept = {record.entity for record in oldest}
+    kept = {record.entity for record in oldest} | set(unreadable)
     forget = [ForgetEntity(entity) for entity in known if entity not in kept]
     return [*forget, *(LearnEntity(record) for record in oldest if known.get(record.entity) != record.id)]
 

@@ -67,8 +67,8 @@ class Acceptances:
         """Held while windows are fed, and while a detector is changed: a tick is judged by one state of it."""
 
     async def run(self, carry_out: CarryOut) -> None:
-        """Look at the records every second, until cancelled."""
-        while True:
+        """Look at the records every second, until cancelled; ends at once if the detector accepts nobody."""
+        while self._detector.accepts_entities:
             await asyncio.sleep(LOOK_S)
             await self.look(carry_out)
 
@@ -86,7 +86,7 @@ class Acceptances:
             log.exception("%s: what was accepted could not be followed", self._task)
 
     async def _follow(self, carry_out: CarryOut) -> bool:
-        steps = follow(self._records(), self._detector.accepted.known())
+        steps = follow(*self._records())
         changed = False
         for step in steps:
             if isinstance(step, LearnEntity):
@@ -160,19 +160,21 @@ class Acceptances:
         if is_due:
             self._written_at = time.monotonic()
 
-    def _records(self) -> dict[str, Acceptance]:
-        found = {}
+    def _records(self) -> tuple[dict[str, Acceptance], dict[str, str], set[str]]:
+        """The arguments of `follow`."""
+        found, unreadable = {}, set()
         for key, value in self._store.all(f"{RECORDS}{self._task}/").items():
             try:
                 record = Acceptance.from_bytes(value)
                 if record.key != key:
                     raise PeerError(f"acceptance: found one of {record.key}", reason="damaged")
             except PeerError as fault:
-                if self._say_once(f"{key}: {fault}; it counts as none"):
+                unreadable.add(key.removeprefix(f"{RECORDS}{self._task}/"))
+                if self._say_once(f"{key}: {fault}; the entity stays as it is: accept it again"):
                     self._metrics.inc("acceptances", self._task, "damaged")
                 continue
             found[record.entity] = record
-        return found
+        return found, self._detector.accepted.known(), unreadable
 
     def _say_once(self, text: str) -> bool:
         is_news = text not in self._said

@@ -217,6 +217,11 @@ class Detector:
         self.install(backend, model)
         return len(self._kept.entities)
 
+    @property
+    def accepts_entities(self) -> bool:
+        """Whether it watches many entities, each of which a person may accept."""
+        return self.schema.use_case == "network"
+
     def accept(self, entity: str, identity: str, level: float) -> None:
         """Learn an entity from its next window on, because a person said that what it does is fine.
 
@@ -228,7 +233,7 @@ class Detector:
         Raises:
             RefusedError: this detector watches a single entity, is still learning, or learns too many already.
         """
-        if self.schema.use_case != "network" or self._baseline is None:
+        if not self.accepts_entities or self._baseline is None:
             raise RefusedError(
                 f"{entity}: found a detector of {self.schema.use_case} in phase {self.phase}, expected one of many "
                 "entities whose learning phase is over",

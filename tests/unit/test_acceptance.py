@@ -351,13 +351,35 @@ def test_the_audit_comes_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> N
     assert accepted(site.settings) == []
 
 
-def test_a_damaged_record_counts_as_none_and_detection_goes_on(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_record_changes_nothing_and_detection_goes_on(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     site.store.put(f"accept/network/{NEW}", b"nonsense")
     site.store.put("accept/network/10.0.0.8", RECORD.to_bytes().replace(b"1000", b"1e999"))
     accept(site.settings, task="network", entity=OLD[1])
     site.look()
     site.look()
-    assert caplog.text.count("it counts as none") == 2
+    assert caplog.text.count("stays as it is") == 2
     assert set(site.detector.accepted.known()) == {OLD[1]}, "and it keeps nobody else's record from being followed"
     assert site.value("acceptances_total", task="network", outcome="damaged") == 2
     assert tick(site.detector, site.step, *OLD)[OLD[0]].learning_limit is None
+
+
+def test_a_record_that_is_damaged_later_takes_nothing_back(site: Site) -> None:
+    site.feed(20, *OLD, NEW)
+    record = accept(site.settings, task="network", entity=NEW)
+    site.look()
+    site.store.put(record.key, record.to_bytes()[:-1])
+    site.look()
+    site.start()
+    site.look()
+    assert site.detector.accepted.known() == {NEW: record.id}
+    site.store.put(record.key, None)
+    site.look()
+    assert site.detector.accepted.known() == {}, "a record that is gone was taken back"
+
+
+def test_a_detector_of_one_entity_looks_for_no_records(site: Site) -> None:
+    async def carry_out(_: Sequence[Effect]) -> None:
+        raise AssertionError("found an effect, expected none")
+
+    site.detector.schema = SCHEMA.model_copy(update={"use_case": "sensor"})
+    asyncio.run(asyncio.wait_for(site.shell.run(carry_out), 30))

@@ -121,12 +121,6 @@ def availability_topic(site: str) -> str:
     return f"{BASE}/{site}/status"
 
 
-def removal(site: str, device: str) -> tuple[Publication, ...]:
-    """Retained messages without content: Home Assistant forgets the gateway, the broker its state."""
-    topics = (f"{DISCOVERY_PREFIX}/device/{_node(site, device)}/config", _state_topic(site, device))
-    return tuple(Publication(topic, b"", retain=True) for topic in topics)
-
-
 @dataclass(frozen=True, slots=True)
 class _Last:
     """What was said of an alert last; a closed one has no severity, and is kept: a late report must not open it."""
