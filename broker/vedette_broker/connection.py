@@ -66,6 +66,11 @@ class Connection:
         self._confirming = False
         self.finished = asyncio.Event()
 
+    @property
+    def ending(self) -> bool:
+        """Whether it was cut already; its end takes a moment."""
+        return self._cut.done()
+
     def cut(self, reason: str, event: SessionEvent) -> None:
         """End the connection; its will is published unless the broker stops.
 

@@ -236,7 +236,7 @@ class Hub(Broker):  # type: ignore[misc]
             now = time.time()
             for connection in list(self._connections):
                 holder = connection.holder
-                if holder is None:
+                if holder is None or connection.ending:
                     continue
                 if self._credentials.is_revoked(holder.serial, holder.issuer):
                     self.counts["revoked_cut"] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +40,7 @@ from vedette_schemas.topics import Topics
 
 SITE = "lab"
 TOPICS = Topics(SITE)
-WAIT_S = 10.0
+WAIT_S = 60.0
 """How long a test waits for what must come; never for what must not."""
 NATS = shutil.which("nats-server") or shutil.which("nats-server", path="/usr/sbin:/usr/local/sbin")
 ENGINES = ("embedded", "mosquitto", "nats")
@@ -98,7 +100,7 @@ class Embedded:
 
     def __init__(self, authority: Authority, state: Path | None = None) -> None:
         self._bundle, self._state = authority.bundles["broker"], state
-        self.port = 0
+        self.port = free_port()
         self.broker: EmbeddedBroker | None = None
 
     def start(self) -> None:
@@ -199,7 +201,13 @@ class Nats:
         """Take up another file of users."""
         assert self._process is not None
         self.write_users(without)
+        log, said = self._directory / "log", "Reloaded server configuration"
+        before = log.read_text().count(said)
         self._process.send_signal(signal.SIGHUP)
+        limit = time.monotonic() + WAIT_S
+        while log.read_text().count(said) == before:
+            assert time.monotonic() < limit, f"the broker does not reload: {log.read_text()[-2000:]}"
+            time.sleep(0.02)
 
     def stop(self) -> None:
         if self._process is not None:
@@ -223,10 +231,28 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
         time.sleep(0.02)
 
 
+PORTS = range(20_000, 32_000)
+"""Below those that the kernel gives to whoever asks for any: a port of ours stays free while its broker is stopped."""
+_marks: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody uses, and that no other test is given before this process ends.
+
+    The UDP port of the same number, held until then, says so to the other processes.
+    """
+    for port in random.SystemRandom().sample(PORTS, 1000):
+        mark = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            mark.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            mark.close()
+            continue
+        _marks.append(mark)
+        return port
+    raise AssertionError(f"no free port in {PORTS}")
 
 
 def answers(port: int) -> bool:
@@ -262,14 +288,21 @@ class Party:
     def payloads(self) -> list[bytes]:
         return [m.payload for m in self.received]
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                self.changed.clear()
-                await self.changed.wait()
+    async def until(self, condition: Callable[[], bool]) -> None:
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while not condition():
+                    self.changed.clear()
+                    await self.changed.wait()
+        except TimeoutError:
+            heard = [payload[:60] for payload in self.payloads[-20:]]
+            raise AssertionError(f"{self.id} has waited {WAIT_S:g} s in vain; the last that came: {heard}") from None
 
-    async def until_payload(self, payload: bytes, timeout_s: float = WAIT_S) -> None:
-        await self.until(lambda: payload in self.payloads, timeout_s)
+    async def until_payload(self, payload: bytes) -> None:
+        await self.until_payloads({payload})
+
+    async def until_payloads(self, payloads: AbstractSet[bytes]) -> None:
+        await self.until(lambda: payloads <= set(self.payloads))
 
 
 @asynccontextmanager

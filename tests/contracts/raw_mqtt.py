@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 CONNACK, PUBLISH, PUBACK, SUBACK, PINGRESP = 2, 3, 4, 9, 13
 REFUSED = 0x80
 DISCONNECT, PINGREQ = b"\xe0\x00", b"\xc0\x00"
@@ -117,6 +117,7 @@ class RawClient:
         self.socket.close()
 
     def send(self, data: bytes) -> None:
+        self.socket.settimeout(WAIT_S)  # what `receive` left is the rest of its own time
         try:
             self.socket.sendall(data)
         except (ConnectionError, ssl.SSLError) as fault:

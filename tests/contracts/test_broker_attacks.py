@@ -294,6 +294,7 @@ def test_a_subscriber_that_does_not_read_loses_nothing_that_was_acknowledged(
     with client(broker, site, "dev-a") as device:
         for number in range(count):
             device.publish(UP, number.to_bytes(4, "big") + bytes(50_000), packet_id=number + 1)
+    monkeypatch.undo()  # who reads is not cut off for half a second's delay
     with deaf, RawClient(broker.port, site.context("aggregator")) as back:
         assert back.connect("aggregator", clean=False) == (0, True)
         heard: set[int] = set()
@@ -306,8 +307,9 @@ def test_a_subscriber_that_does_not_read_loses_nothing_that_was_acknowledged(
 
 
 def test_a_stalled_qos_0_subscriber_does_not_fill_the_memory_and_the_broker_stops(
-    broker: Embedded, site: Authority
+    broker: Embedded, site: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(broker_connection, "STALL_S", 3600.0)  # it is there until the end, however long that takes
     with client(broker, site, "aggregator") as aggregator:
         deaf = RawClient(broker.port, site.context("dev-a"), receive_bytes=4096)
         assert deaf.connect("dev-a") == (0, False)

@@ -44,7 +44,9 @@ def test_connections_that_never_say_who_they_are_end(
     whole, rng = raw.connect("dev-a"), random.Random(1)
     held = [RawClient(broker.port, site.context("dev-a")) for _ in range(60)]
     for each in held:
-        each.send(whole[: rng.randrange(1, len(whole))])
+        with contextlib.suppress(ClosedError):  # the first may be over before the last is there
+            each.send(whole[: rng.randrange(1, len(whole))])
+    monkeypatch.undo()  # who says all of it has the usual time
     with client(broker, site, "dev-b") as other:
         assert other.alive()
     for each in held:
@@ -223,7 +225,8 @@ def malformed() -> dict[str, bytes]:
 def test_a_malformed_packet_ends_its_own_connection_only(shared_attacked: Embedded, site: Authority, name: str) -> None:
     with client(shared_attacked, site, "dev-b") as other:
         with client(shared_attacked, site, "dev-a") as rude:
-            rude.send(malformed()[name])
+            with contextlib.suppress(ClosedError):  # it may be cut off before it has said all of it
+                rude.send(malformed()[name])
             assert rude.closed(), "the broker goes on talking"
         assert other.alive()
 

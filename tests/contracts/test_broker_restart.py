@@ -47,7 +47,7 @@ class Process:
 
     def end(self, number: signal.Signals) -> str:
         self.process.send_signal(number)
-        return self.process.communicate(timeout=10)[1]
+        return self.process.communicate(timeout=60)[1]
 
 
 @pytest.fixture(scope="module")

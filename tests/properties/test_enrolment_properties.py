@@ -66,8 +66,9 @@ def damaged(draw: st.DataObject, whole: bytes) -> bytes:
     return bytes(found)
 
 
-MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-SOME = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+MANY = settings(max_examples=200, deadline=None, suppress_health_check=SUPPRESSED)
+SOME = settings(max_examples=80, deadline=None, suppress_health_check=SUPPRESSED)
 
 
 @MANY

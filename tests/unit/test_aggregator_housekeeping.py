@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -14,34 +15,40 @@ from vedette_core.runtime.metrics import AGGREGATOR_METRICS, Metrics
 
 
 class Registry:
-    """Nothing to sign; counts how often it was looked at."""
+    """Nothing to sign; counts how often it was looked at, and holds on to who looks once too often."""
 
-    looks = 0
+    def __init__(self, looks_max: int) -> None:
+        self.looks, self._looks_max = 0, looks_max
+        self.over = threading.Event()
 
     def refresh_timestamp(self, now: float) -> None:
         self.looks += 1
+        if self.looks > self._looks_max:
+            self.over.wait()
 
 
 class Housekeeping(AggregatorService):
     """The part of an aggregator that keeps house."""
 
-    def __init__(self, *, connected: bool) -> None:
+    def __init__(self, *, connected: bool, looks: int) -> None:
         quiet = SimpleNamespace(look=lambda: None, tick=lambda now: None)
         self._own = self._fleet = quiet  # type: ignore[assignment]
         self._trust, self._machines = SimpleNamespace(look=lambda rounds: None), {}  # type: ignore[assignment]
         self._metrics, self._jobs = Metrics(AGGREGATOR_METRICS), Jobs()
-        self._registry = self.registry = Registry()  # type: ignore[assignment]
+        self._registry = self.registry = Registry(looks)  # type: ignore[assignment]
         self._link = SimpleNamespace(connected=connected)  # type: ignore[assignment]
-        self.said = 0
+        self.said, self._looks = 0, looks
 
     async def _publish_again(self) -> None:
         self.said += 1
 
-    async def keep(self, looks: int) -> None:
+    async def keep(self) -> None:
+        """Keep house until all looks are over, and what each of them was a reason for is done."""
         job = asyncio.create_task(self._keep_house())
-        while self.registry.looks <= looks:
+        while self.registry.looks <= self._looks:
             await asyncio.sleep(0.001)
         job.cancel()
+        self.registry.over.set()
 
 
 @pytest.mark.parametrize(("connected", "said"), [(True, 2), (False, 0)])
@@ -50,6 +57,6 @@ def test_retained_state_is_put_out_again_while_there_is_a_broker(
 ) -> None:
     monkeypatch.setattr(service, "HOUSEKEEPING_S", 0.0)
     monkeypatch.setattr(service, "SAID_AGAIN_EVERY", 5)
-    house = Housekeeping(connected=connected)
-    asyncio.run(house.keep(2 * 5))
+    house = Housekeeping(connected=connected, looks=2 * 5)
+    asyncio.run(house.keep())
     assert house.said == said

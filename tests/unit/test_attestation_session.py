@@ -85,7 +85,7 @@ class Node:
         """A challenge comes, and is answered with evidence."""
         body = Challenge(device=DEVICE, nonce=NONCE, expires_s=self.now + 120)
         await self.session.take(self.session.topic, self.sealed(body, CHALLENGE_TYPE))
-        for _ in range(600):
+        for _ in range(2400):
             if kind_of(self.hands.published[-1]) == EVIDENCE_TYPE:
                 return
             await asyncio.sleep(0.05)

@@ -25,7 +25,7 @@ from vedette_core.runtime.identity import Bundle, client_context
 from vedette_core.runtime.mqtt import AuthenticationError, LinkConfig, MqttLink, MqttMessage
 from vedette_schemas.errors import ConfigError, PeerError
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 @pytest.fixture

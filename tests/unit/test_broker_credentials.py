@@ -32,7 +32,7 @@ from vedette_core.runtime.mqtt import AuthenticationError, LinkConfig, MqttLink,
 from vedette_schemas.errors import ConfigError, PeerError
 from vedette_schemas.topics import Topics
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -200,6 +200,25 @@ def test_an_open_session_of_a_certificate_that_is_revoked_is_cut_and_does_not_co
                     await again.wait_connected(WAIT_S)
             async with link(authority, broker.port, "dev-b") as fine:
                 await fine.wait_connected(WAIT_S)
+
+    asyncio.run(scenario())
+
+
+def test_who_is_cut_off_is_counted_once_however_long_the_end_takes(
+    authority: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "WATCH_S", 0.0)  # it looks again while the connection ends
+    write_list(authority, 101, [])
+
+    async def scenario() -> None:
+        async with EmbeddedBroker(EmbeddedConfig(bundle(authority).directory, port=0)) as broker:
+            async with link(authority, broker.port, "dev-a") as stolen:
+                await stolen.wait_connected(WAIT_S)
+                write_list(authority, 102, [serial(authority, "dev-a")])
+                async with asyncio.timeout(WAIT_S):
+                    while stolen.connected or broker.hub is None or broker.hub.connections:
+                        await asyncio.sleep(0.02)
+            assert broker.counts["revoked_cut"] == 1
 
     asyncio.run(scenario())
 

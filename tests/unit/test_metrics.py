@@ -103,7 +103,7 @@ def test_metrics_are_served_on_loopback() -> None:
     server, port = serve(metrics, 0)
     try:
         assert server.server_address[0] == "127.0.0.1"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as reply:
             assert b"vedette_spool_messages 7.0" in reply.read()
     finally:
         server.shutdown()

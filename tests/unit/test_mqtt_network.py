@@ -49,9 +49,9 @@ def test_a_port_where_nobody_listens_is_unreachable_and_is_tried_again(monkeypat
             closed.bind(("127.0.0.1", 0))  # bound, so that nobody else gets it, and not listening
             thread = make_thread(closed.getsockname()[1], take, asyncio.get_running_loop())
             thread.start()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await twice.wait()
-            assert await asyncio.to_thread(thread.stop, 5)
+            assert await asyncio.to_thread(thread.stop, 60)
         return reports[:2]
 
     reports = asyncio.run(scenario())
@@ -76,9 +76,9 @@ def test_a_server_that_does_not_speak_tls_is_told() -> None:
             port = server.sockets[0].getsockname()[1]
             thread = make_thread(port, take, asyncio.get_running_loop())
             thread.start()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 report = await first
-            assert await asyncio.to_thread(thread.stop, 5)
+            assert await asyncio.to_thread(thread.stop, 60)
         return report
 
     report = asyncio.run(scenario())

@@ -133,11 +133,11 @@ def test_another_status_is_no_success_and_a_redirect_is_not_followed(status: int
 
 
 def test_nobody_there_is_said() -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    listener.close()
-    with pytest.raises(TransientError, match="Connection refused"):
-        call_webhook(hook(url), b"{}", OpenCalls())
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, so that nobody else gets it, and not listening
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+        with pytest.raises(TransientError, match="Connection refused"):
+            call_webhook(hook(url), b"{}", OpenCalls())
 
 
 def drip(connection: socket.socket) -> None:
@@ -268,8 +268,11 @@ def test_a_program_that_fails_says_what_it_said(tmp_path: Path) -> None:
 def test_a_program_that_does_not_end_is_killed_with_what_it_started(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     path = program(tmp_path, f"#!/bin/sh\nsleep 600 &\necho $! > {pid}\nwait\n")
-    with pytest.raises(TransientError, match="did not end within 1 s"):
-        asyncio.run(run_program(execute(str(path), timeout_s=1.0)))
+    for seconds in (1, 5, 30):  # on a busy machine it may be killed before it has said what it started
+        with pytest.raises(TransientError, match=f"did not end within {seconds} s"):
+            asyncio.run(run_program(execute(str(path), timeout_s=seconds)))
+        if pid.exists() and pid.read_text().endswith("\n"):
+            break
     assert is_gone(int(pid.read_text()))
 
 

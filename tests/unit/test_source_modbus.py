@@ -266,6 +266,7 @@ def test_a_late_answer_is_never_taken_for_the_next_one() -> None:
         device = poller(port, timeout_s=0.2)
         with pytest.raises(TransientError):
             await device.poll()
+        device._timeout_s = 60.0  # the next one is answered, however busy the machine is
         assert await device.poll() == pytest.approx(EXPECTED)
         await device.close()
 
@@ -363,7 +364,7 @@ def test_the_labs_plc_is_read() -> None:
 
     async def talk() -> None:
         device = poller(port, [Register(f"r{k}", k, scale=0.1) for k in range(10)])
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while True:
                 try:
                     values = await device.poll()
@@ -384,4 +385,4 @@ def test_the_labs_plc_is_read() -> None:
         asyncio.run(talk())
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(60)
