@@ -246,7 +246,7 @@ def test_a_killed_aggregator_goes_on_with_its_round(tmp_path: Path) -> None:
                 first.start("aggregator", "aggregator", "run", "-c", str(site.aggregator_config))
                 for device, config in site.device_configs.items():
                     rest.start(device, "device", "run", "-c", str(config), ends=True)
-                # Everybody has checked in. One is held up, so that the round cannot go on before the aggregator is gone.
+                # Everybody has checked in. One is held up: the round cannot go on before the aggregator is gone.
                 await until(rest, "check-ins", lambda: checkin_ends(observer) > 0)
                 rest.signal(DEVICES[0], signal.SIGSTOP)
                 await until(rest, "groups", lambda: observer.phase("sensor") is Phase.COLLECT)

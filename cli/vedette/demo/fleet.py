@@ -17,7 +17,8 @@ from typing import Final, Self
 
 from vedette_schemas.errors import TransientError
 
-START_TIMEOUT_S: Final = 30.0
+START_TIMEOUT_S: Final = 60.0
+"""An aggregator builds and signs its first release before it listens: seconds, and many where others work, too."""
 STOP_TIMEOUT_S: Final = 8.0
 LOG_TAIL_LINES: Final = 12
 LEAN: Final = {
