@@ -187,7 +187,7 @@ def _subsets(survivors: dict[int, tuple[str, ...]]) -> list[list[tuple[str, ...]
 @pytest.mark.timeout(240)
 def test_helpers_open_a_sum_although_one_of_them_is_killed(tmp_path: Path) -> None:
     helpers = tuple(f"helper-{number}" for number in range(1, 6))
-    rounds = SMALL | {"committee": "helpers", "committee_size": 5, "collect_s": 12.0}
+    rounds = SMALL | {"committee": "helpers", "committee_size": 5, "collect_s": 8.0}
 
     async def scenario() -> None:
         with ExitStack() as stack:
@@ -238,7 +238,7 @@ def test_no_round_happens_if_devices_were_not_told_to_send_what_can_be_read(tmp_
 @pytest.mark.timeout(240)
 def test_an_aggregator_that_is_killed_while_sums_are_opened_ends_its_round(tmp_path: Path) -> None:
     # Six uploads, and their receipts, must come before this is over.
-    rounds = SMALL | {"collect_s": 15.0}
+    rounds = SMALL | {"collect_s": 10.0}
 
     async def scenario() -> None:
         with ExitStack() as stack:
