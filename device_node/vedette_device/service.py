@@ -455,7 +455,7 @@ class DeviceService:
             log.warning("%d messages have no receipt yet; they are sent at the next start", self._outbox.messages)
         self._publish_telemetry(qos=1)
         self._publish_state("stopped")
-        await self._shell.drained(1.0)
+        await self._shell.said()
 
     def _count_bytes(self, publication: Publish) -> None:
         if "/up/fl/" in publication.topic:

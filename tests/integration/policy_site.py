@@ -15,13 +15,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 PORT = 7000
 PATIENCE_S = 1.0
-"""How long a connection may take that should not come about. One that should takes microseconds."""
+"""How long is waited for a connection that should not come about."""
+MEETING_S = 30.0
+"""How long one that should may take: microseconds, or seconds where links have just come up or the machine is busy."""
 
 
 def serve() -> None:
@@ -45,13 +48,24 @@ def pour(connection: socket.socket) -> None:
             return
 
 
-def reach(address: str) -> bool:
+def reach(address: str, patience_s: float = PATIENCE_S) -> bool:
     """Whether a byte of somebody's service comes back."""
     try:
-        with socket.create_connection((address, PORT), PATIENCE_S) as connection:
+        with socket.create_connection((address, PORT), patience_s) as connection:
             return bool(connection.recv(1))
     except OSError:
         return False
+
+
+def meet(address: str) -> bool:
+    """`reach` for what should be there."""
+    return reach(address, MEETING_S)
+
+
+def reach_all(addresses: list[str]) -> list[bool]:
+    """`reach` several at once."""
+    with ThreadPoolExecutor(len(addresses)) as pool:
+        return list(pool.map(reach, addresses))
 
 
 def pull(address: str, seconds: float) -> tuple[int, float]:
@@ -90,6 +104,12 @@ class Host:
 
     def reach(self, address: str) -> bool:
         return bool(self.ask("reach", address))
+
+    def meet(self, address: str) -> bool:
+        return bool(self.ask("meet", address))
+
+    def reach_all(self, *addresses: str) -> list[bool]:
+        return list(self.ask("reach_all", addresses))
 
     def pull(self, address: str, seconds: float) -> tuple[int, float]:
         got, took = self.ask("pull", address, seconds)
@@ -196,10 +216,8 @@ def _host() -> None:
     for line in sys.stdin:
         command, *words = json.loads(line)
         answer: Any = True
-        if command == "reach":
-            answer = reach(*words)
-        elif command == "pull":
-            answer = pull(*words)
+        if command in ("reach", "meet", "reach_all", "pull"):
+            answer = {"reach": reach, "meet": meet, "reach_all": reach_all, "pull": pull}[command](*words)
         elif command == "send":
             address, source, port = words
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:

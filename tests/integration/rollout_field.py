@@ -280,6 +280,7 @@ class Field:
     async def until_proposed(self) -> None:
         for _ in range(1000):
             if self.waiting:
-                return
+                async with self.rollouts._activations[TASK]:  # the try that proposed it is over
+                    return
             await asyncio.sleep(0.01)
         raise AssertionError("nothing was proposed")

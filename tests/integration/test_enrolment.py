@@ -105,7 +105,7 @@ def vedette(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         [sys.executable, "-m", "vedette.main", *arguments],
         capture_output=True,
         text=True,
-        timeout=LIMIT_S,
+        timeout=2 * LIMIT_S,  # a command that waits for an answer gives up by itself, and says why
         check=False,
         env={**os.environ, **environment},
     )
@@ -300,6 +300,8 @@ def test_a_node_past_half_of_its_certificate_s_life_renews_itself_and_loses_noth
     place.start_authority()
 
     async def renew() -> None:
+        # A request that nobody hears is repeated half a minute later.
+        await place.until("authority", lambda: "connected as authority" in place.log("authority"))
         member, session = Member(), session_of(place, old)
         aggregator = Bundle(place.authority / "bundles" / "aggregator")
         async with party(place, aggregator, "aggregator") as (link, heard):

@@ -120,6 +120,12 @@ class Person:
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
+    async def shown_as(self, phase: str) -> dict[str, Any]:
+        """What it says once a rollout is in a phase: a release is listed before its rollout knows of it."""
+        while (found := await self.shown())["phase"] != phase:
+            assert time.monotonic() < self.scene.limit, f"found the rollout {found['phase']}, expected {phase}"
+        return found
+
     async def told(self, phase: RolloutPhase, after: int) -> RolloutState:
         """The state that devices are told then; its number is above what was told before."""
         scene = self.scene
@@ -159,9 +165,9 @@ async def every_verb(scene: Scene) -> None:
     registry = Registry(scene.site.directory / "trust")
     await scene.until("a candidate is listed", lambda: registry.versions(TASK)[-1:] == (2,))
     await person.all_on("release 1", dict.fromkeys(DEVICES, 1))
+    shown = await person.shown_as("waiting")
+    assert (shown["awaits_approval"], shown["active"]) == (0.0, 1)
     assert scene.rollout is None, "nobody is told of a rollout whose start waits for approval"
-    shown = await person.shown()
-    assert (shown["phase"], shown["awaits_approval"], shown["active"]) == ("waiting", 0.0, 1)
     await person.refused("pause", "found the rollout waiting, expected it running")
 
     await person.ask("start")

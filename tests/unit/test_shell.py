@@ -13,6 +13,7 @@ from vedette_core.runtime import shell as shell_module
 from vedette_core.runtime.metrics import DEVICE_METRICS, Metrics
 from vedette_core.runtime.shell import Shell
 from vedette_core.runtime.storage import Database, Outbox, StateStore
+from vedette_device.service import DeviceService
 from vedette_schemas.errors import PeerError, TransientError
 
 
@@ -170,3 +171,60 @@ def test_what_is_given_up_leaves_nothing_in_memory(tmp_path: Path) -> None:
         shell.publish(Publish("t", b"x", receipt_id=f"m{i}"))
     assert outbox.messages == 3
     assert len(shell._sent_at) == 3
+
+
+def test_last_words_are_waited_for_although_the_broker_is_slow_and_receipts_are_not(tmp_path: Path) -> None:
+    shell, link, _, outbox = made(tmp_path)
+    acknowledged = asyncio.Event()
+
+    async def slow(topic: str, payload: bytes, **_: object) -> None:
+        await acknowledged.wait()
+        link.said.append(("publish", topic))
+
+    link.publish = slow  # type: ignore[method-assign, assignment]
+
+    async def scenario() -> None:
+        worker = asyncio.create_task(shell.run())
+        shell.publish(Publish("alert", b"1", receipt_id="a-1"))
+        shell.publish(Publish("report", b"2"))
+        shell.publish(Publish("stopped", b"3"))
+        assert not await shell.said(0.1), "the first has not left yet"
+        ending = asyncio.create_task(shell.said(60.0))
+        acknowledged.set()
+        assert await ending
+        await asyncio.sleep(0)
+        assert ("publish", "stopped") in link.said
+        assert outbox.messages == 1, "its receipt may come another time"
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_ends_says_so_although_the_broker_is_slow(tmp_path: Path) -> None:
+    shell, link, _, _ = made(tmp_path)
+
+    async def slow(topic: str, payload: bytes, **_: object) -> None:
+        link.said.append(("publish", topic))
+        await asyncio.sleep(0.8)
+
+    link.publish = slow  # type: ignore[method-assign, assignment]
+
+    class Device(DeviceService):
+        def __init__(self) -> None:
+            self._shell, self._link = shell, link  # type: ignore[assignment]
+
+        def _publish_telemetry(self, qos: int = 0) -> None:
+            shell.publish(Publish("report", b"", qos=qos))
+
+        def _publish_state(self, status: str = "online") -> None:
+            shell.publish(Publish(status, b"", retain=True))
+
+    async def scenario() -> None:
+        worker = asyncio.create_task(shell.run())
+        await Device()._leave(60.0)
+        worker.cancel()
+        await asyncio.gather(worker, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert link.said == [("publish", "report"), ("publish", "report"), ("publish", "stopped")]

@@ -17,9 +17,11 @@ from typing import Final, Self
 
 from vedette_schemas.errors import TransientError
 
-START_TIMEOUT_S: Final = 30.0
+START_TIMEOUT_S: Final = 60.0
+"""An aggregator builds and signs its first release before it listens: seconds, and many where others work, too."""
 STOP_TIMEOUT_S: Final = 8.0
 LOG_TAIL_LINES: Final = 12
+_CLAIMS: Final[list[socket.socket]] = []
 LEAN: Final = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -174,7 +176,19 @@ class Fleet:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody uses just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that nobody uses just now, and that is given to nobody else while this process runs.
+
+    Between the choice and the opening of a port, demos (and tests) that run beside each other would take it for free.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0vedette-port-{port}")  # a name of the kernel's: it ends with the process, and is no file
+        except OSError:
+            claim.close()
+        else:
+            _CLAIMS.append(claim)
+            return port

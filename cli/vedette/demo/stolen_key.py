@@ -37,6 +37,8 @@ TASK: Final = "network"
 ROUNDS: Final = 2
 ATTEMPTS_AFTER: Final = 3
 """Releases that the thief signs after his keys were replaced."""
+THEFT_S: Final = 60.0
+"""Longest that devices are given to run the stolen release, while the aggregator cannot say a word."""
 WATCHED_S: Final = 6.0
 """How long each of them is left for devices to fall for."""
 NEVER: Final = 1_000_000
@@ -109,7 +111,7 @@ class _Play:
         try:
             await thief.publish(publication)
             with contextlib.suppress(TransientError):
-                await self._until("stolen release", lambda: self._victims(stolen) == set(self._devices), 20.0)
+                await self._until("stolen release", lambda: self._victims(stolen) == set(self._devices), THEFT_S)
             victims = self._victims(stolen)
         finally:
             self._fleet.signal("aggregator", signal.SIGCONT)

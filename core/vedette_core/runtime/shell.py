@@ -16,6 +16,8 @@ from vedette_schemas.errors import TransientError, VedetteError
 log = logging.getLogger("vedette.shell")
 
 DISK_RETRY_S: Final = 1.0
+SAID_S: Final = 5.0
+"""How long last words may take to leave. Who ends politely without them has no will either, and seems to be there."""
 QUEUE_MAX: Final = 10_000
 """Publications that wait for the connection in memory; what has a receipt waits in the outbox all the same."""
 RESEND_BATCH: Final = 1000
@@ -134,6 +136,15 @@ class Shell:
                 return True
             await asyncio.sleep(0.05)
         return False
+
+    async def said(self, timeout_s: float = SAID_S) -> bool:
+        """Wait until nothing waits to leave any more, receipts aside; tells whether it did in time."""
+        limit = time.monotonic() + timeout_s
+        while not self._queue.empty():
+            if time.monotonic() >= limit:
+                return False
+            await asyncio.sleep(0.05)
+        return True
 
     async def _persist(self, key: str, value: bytes | None, must: bool) -> None:
         warned = False
