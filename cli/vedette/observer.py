@@ -24,7 +24,8 @@ from vedette_schemas.telemetry import DeviceState, Telemetry
 from vedette_schemas.topics import Topics
 
 log = logging.getLogger("vedette.observer")
-CONNECT_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S: Final = 30.0
+"""Servers of a cluster take their time to agree on who leads."""
 WATCHED: Final = (
     "device/+/up/alert",
     "device/+/up/state",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -14,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from vedette.demo.fleet import free_port
 
 DEADLINE_S = 90.0
 """Given up after this long; on a busy machine the first scrape alone may take some seconds."""
@@ -49,8 +50,7 @@ class PrometheusServer:
     """
 
     def __init__(self, folder: Path, scraped_port: int) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._log = folder / "prometheus.log"
         config = {
             "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "1s"},
