@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 
 class StreamReceiver:
