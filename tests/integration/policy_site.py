@@ -21,7 +21,10 @@ from typing import Any
 
 PORT = 7000
 PATIENCE_S = 1.0
-"""How long a connection may take that should not come about. One that should takes microseconds."""
+"""How long a connection may take that should not come about. One that should takes microseconds: of the system, which
+makes it before the service takes it."""
+SERVED_S = 60.0
+"""How long a service that has much else to do may take until its first byte."""
 
 
 def serve() -> None:
@@ -49,6 +52,7 @@ def reach(address: str) -> bool:
     """Whether a byte of somebody's service comes back."""
     try:
         with socket.create_connection((address, PORT), PATIENCE_S) as connection:
+            connection.settimeout(SERVED_S)
             return bool(connection.recv(1))
     except OSError:
         return False
@@ -129,7 +133,7 @@ class Site:
     def close(self) -> None:
         for host in self.hosts:
             host.process.stdin.close()  # type: ignore[union-attr]
-            host.process.wait(10)
+            host.process.wait(60)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def panel_queries(dashboard: Path) -> dict[str, list[str]]:
 
 
 class PrometheusServer:
-    """Prometheus with the project's rules, scraping one endpoint every half second.
+    """Prometheus with the project's rules, scraping one endpoint every second.
 
     Args:
         folder: for its configuration and data.
@@ -53,7 +53,7 @@ class PrometheusServer:
         self.port = free_port()
         self._log = folder / "prometheus.log"
         config = {
-            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "1s"},
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(RULES / "recording.yml"), str(RULES / "alerts.yml")],
             "scrape_configs": [
                 {"job_name": "vedette-aggregator", "static_configs": [{"targets": [f"127.0.0.1:{scraped_port}"]}]}
@@ -89,7 +89,7 @@ class PrometheusServer:
         """The data of an API answer; a query that is refused raises."""
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(arguments)}"
         try:
-            with urllib.request.urlopen(url, timeout=20) as reply:
+            with urllib.request.urlopen(url, timeout=60) as reply:
                 answer = json.load(reply)
         except urllib.error.HTTPError as fault:
             raise AssertionError(f"{arguments}: {fault.read().decode()[:400]}") from fault
