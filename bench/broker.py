@@ -27,6 +27,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from vedette.demo.fleet import free_port
 from vedette_broker import ca, mosquitto, nats, packets
 from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.runtime.identity import Bundle, client_context
@@ -123,13 +124,6 @@ def resident_kb(pid: int) -> int:
     """Its resident memory in KB."""
     line = next(each for each in Path(f"/proc/{pid}/status").read_text().splitlines() if each.startswith("VmRSS"))
     return int(line.split()[1])
-
-
-def free_port() -> int:
-    """A TCP port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def command(engine: str, folder: Path, authority: Path, port: int) -> list[str] | None:

@@ -24,8 +24,8 @@ from vedette_schemas.telemetry import DeviceState, Telemetry
 from vedette_schemas.topics import Topics
 
 log = logging.getLogger("vedette.observer")
-CONNECT_TIMEOUT_S = 30.0
-"""As the aggregator's: a broker that has just begun, on a busy machine, may take more than one attempt."""
+CONNECT_TIMEOUT_S: Final = 30.0
+"""As the aggregator's: a broker that has just begun, or a cluster that has yet to agree on a leader, takes its time."""
 WATCHED: Final = (
     "device/+/up/alert",
     "device/+/up/state",

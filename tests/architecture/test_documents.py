@@ -19,10 +19,13 @@ from vedette_schemas.codec import Message
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS_README = (ROOT / "schemas" / "README.md").read_text()
+# Only what is the project's: caches beside it come and go while tests run.
 PAGES = sorted(
-    p
-    for p in ROOT.rglob("*.md")
-    if not any(part.startswith((".", "node_modules")) for part in p.relative_to(ROOT).parts)
+    page
+    for place in ROOT.iterdir()
+    if not place.name.startswith(".")
+    for page in (place.rglob("*.md") if place.is_dir() else [place])
+    if page.suffix == ".md"
 )
 SCHEMA_MODULES = [
     import_module(f"vedette_schemas.{m.name}") for m in iter_modules(vedette_schemas.__path__) if m.name != "codec"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import shutil
 import signal
 import socket
@@ -22,6 +21,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from vedette.demo.fleet import free_port
 from vedette_broker import ca
 from vedette_broker.ca_store import load_issuer
 from vedette_broker.embedded import EmbeddedBroker, EmbeddedConfig
@@ -112,7 +112,6 @@ class Embedded:
     async def _serve(self, ready: threading.Event) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         async with EmbeddedBroker(EmbeddedConfig(self._bundle, port=self.port, state_dir=self._state)) as self.broker:
-            self.port = self.broker.port
             ready.set()
             await self._stop.wait()
 
@@ -229,30 +228,6 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
         assert process.poll() is None, f"the broker ended: {said}"
         assert time.monotonic() < limit, f"the broker does not listen: {said}"
         time.sleep(0.02)
-
-
-PORTS = range(20_000, 32_000)
-"""Below those that the kernel gives to whoever asks for any: a port of ours stays free while its broker is stopped."""
-_marks: list[socket.socket] = []
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody uses, and that no other test is given before this process ends.
-
-    The UDP port of the same number, held until then, says so to the other processes.
-    """
-    for port in random.SystemRandom().sample(PORTS, 1000):
-        mark = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            mark.bind(("127.0.0.1", port))
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", port))
-        except OSError:
-            mark.close()
-            continue
-        _marks.append(mark)
-        return port
-    raise AssertionError(f"no free port in {PORTS}")
 
 
 def answers(port: int) -> bool:

@@ -52,6 +52,7 @@ def reach(address: str, patience_s: float = PATIENCE_S) -> bool:
     """Whether a byte of somebody's service comes back."""
     try:
         with socket.create_connection((address, PORT), patience_s) as connection:
+            connection.settimeout(MEETING_S)  # for the byte: whoever serves it may have much else to do
             return bool(connection.recv(1))
     except OSError:
         return False
@@ -149,7 +150,7 @@ class Site:
     def close(self) -> None:
         for host in self.hosts:
             host.process.stdin.close()  # type: ignore[union-attr]
-            host.process.wait(10)
+            host.process.wait(60)
 
 
 @contextmanager

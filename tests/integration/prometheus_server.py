@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -14,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from vedette.demo.fleet import free_port
 
 DEADLINE_S = 90.0
 """Given up after this long; on a busy machine the first scrape alone may take some seconds."""
@@ -49,8 +50,7 @@ class PrometheusServer:
     """
 
     def __init__(self, folder: Path, scraped_port: int) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._log = folder / "prometheus.log"
         config = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
@@ -89,7 +89,7 @@ class PrometheusServer:
         """The data of an API answer; a query that is refused raises."""
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(arguments)}"
         try:
-            with urllib.request.urlopen(url, timeout=20) as reply:
+            with urllib.request.urlopen(url, timeout=60) as reply:
                 answer = json.load(reply)
         except urllib.error.HTTPError as fault:
             raise AssertionError(f"{arguments}: {fault.read().decode()[:400]}") from fault

@@ -271,14 +271,14 @@ class Field:
 
     async def until(self, phase: Phase) -> None:
         """Let what runs beside it go on until the rollout is there."""
-        for _ in range(1000):
+        for _ in range(6000):
             if self.record.phase is phase:
                 return
             await asyncio.sleep(0.01)
         raise AssertionError(f"found the rollout {self.record.phase}, expected {phase}: {self.record.reason}")
 
     async def until_proposed(self) -> None:
-        for _ in range(1000):
+        for _ in range(6000):
             if self.waiting:
                 async with self.rollouts._activations[TASK]:  # the try that proposed it is over
                     return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 PROGRAMS = ("swtpm", "tpm2_quote", "tpm2_createek")
-START_S = 20.0
+START_S = 60.0
 
 
 def missing() -> list[str]:
@@ -40,10 +41,20 @@ class SoftwareTpm:
         with (self.folder / "out").open("ab") as out:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         limit = time.monotonic() + START_S
-        while not (self.folder / "tpm").exists():
+        while not self._listens():
             assert self._process.poll() is None, (self.folder / "out").read_text()
             assert time.monotonic() < limit, "swtpm does not listen"
             time.sleep(0.02)
+
+    def _listens(self) -> bool:
+        """Whether both of its sockets are there, and listen: each is made first, and listens a moment later."""
+        for name in ("tpm.ctrl", "tpm"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                try:
+                    probe.connect(str(self.folder / name))
+                except OSError:
+                    return False
+        return True
 
     def stop(self, *, orderly: bool = True) -> None:
         """Switch it off; without the command that tells it so beforehand its clock is not safe at the next start."""

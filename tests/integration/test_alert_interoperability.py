@@ -40,6 +40,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "alert-formats.md").read_text()
 FLOW = json.loads((ROOT / "docs" / "alert-formats.node-red.json").read_text())
 TOPICS = Topics(SITE)
+CONFIG_TOPIC = f"homeassistant/device/vedette_{SITE}_gw-01/config"
 SUBSCRIBER = shutil.which("mosquitto_sub")
 
 
@@ -287,11 +288,12 @@ def test_home_assistant_hears_of_a_gateway_and_sees_it_go(
         async with assistant(port) as heard, running(*command) as process, gateway(site, authority) as link:
             await heard_of(heard, status, lambda p: p == b"online")
             await until(lambda: publish(link, of_the_site()), lambda: f"{root}/event" in heard)
-            config = heard[f"homeassistant/device/vedette_{SITE}_gw-01/config"][0]
+            await heard_of(heard, CONFIG_TOPIC, bool)
+            config = heard[CONFIG_TOPIC][0]
             components = json.loads(config.payload)["components"].values()
             assert {c["state_topic"] for c in components} == {f"{root}/state", f"{root}/event"}
             assert json.loads(config.payload)["availability_topic"] == status
-            assert json.loads(heard[f"{root}/state"][-1].payload)["problem"] == "ON"
+            await heard_of(heard, f"{root}/state", lambda p: json.loads(p)["problem"] == "ON")
             await publish(link, of_the_site(seq=1, state=AlertState.CLOSED))
             await heard_of(heard, f"{root}/state", lambda p: json.loads(p)["problem"] == "OFF")
             process.kill()
@@ -314,17 +316,18 @@ def test_a_file_can_be_published_to_home_assistant(home: tuple[int, Path], tmp_p
     path.write_bytes(alerts.encode(of_the_site(severity=Severity.CRITICAL)) + b"\n")
     target = ("--from", str(path), "--to", f"mqtt://ha@127.0.0.1:{port}", "--password-file")
     command = export_command("export", "--format", "homeassistant", *target)
-    subprocess.run([*command, str(secret)], check=True, timeout=60)
+    subprocess.run([*command, str(secret)], check=True, timeout=120)
 
     async def test() -> None:
         async with assistant(port) as heard:
             await heard_of(heard, f"vedette-alerts/{SITE}/gw-01/state", lambda p: b"critical" in p)
-            config = heard[f"homeassistant/device/vedette_{SITE}_gw-01/config"][0]
+            await heard_of(heard, CONFIG_TOPIC, bool)
+            config = heard[CONFIG_TOPIC][0]
             assert "availability_topic" not in json.loads(config.payload)
 
     asyncio.run(test())
     secret.write_text("wrong\n")
-    refused = subprocess.run([*command, str(secret)], check=False, capture_output=True, timeout=60)
+    refused = subprocess.run([*command, str(secret)], check=False, capture_output=True, timeout=120)
     assert refused.returncode == 5
     assert b"s3cret" not in refused.stderr
     assert b"Traceback" not in refused.stderr

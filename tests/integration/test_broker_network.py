@@ -34,10 +34,10 @@ async def scenario():
     async with EmbeddedBroker(EmbeddedConfig(bundles / "broker", host=address, port=0)) as broker:
         async with link("aggregator") as aggregator, link("dev-a") as device:
             await aggregator.subscribe("vedette/1/lab/device/+/up/#", 1)
-            await aggregator.wait_connected(10)
-            await device.wait_connected(10)
+            await aggregator.wait_connected(60)
+            await device.wait_connected(60)
             await device.publish("vedette/1/lab/device/dev-a/up/alert", b"x")
-            await asyncio.wait_for(heard.wait(), 10)
+            await asyncio.wait_for(heard.wait(), 60)
             print("delivered")
 asyncio.run(scenario())
 """
@@ -60,7 +60,7 @@ def test_it_serves_a_network_address_and_says_what_is_advised(tmp_path: Path) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert "delivered" in done.stdout

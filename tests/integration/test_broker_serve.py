@@ -20,6 +20,8 @@ from vedette_core.crypto.certificates import CertificateRole
 from vedette_core.runtime.identity import Bundle, client_context
 from vedette_core.runtime.mqtt import LinkConfig, MqttLink, MqttMessage
 
+WAIT_S = 60.0
+"""How long a test waits for what must come, on a machine that has much else to do."""
 SERVE = """
 import asyncio, sys
 from pathlib import Path
@@ -53,17 +55,17 @@ def serving(bundles: dict[str, Path]) -> Iterator[tuple[subprocess.Popen[str], i
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=WAIT_S)
 
 
 def stop(process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
     process.send_signal(number)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=WAIT_S)
     return process.returncode, said
 
 
 def secure(bundles: dict[str, Path], port: int) -> ssl.SSLSocket:
-    plain = socket.create_connection(("127.0.0.1", port), 10)
+    plain = socket.create_connection(("127.0.0.1", port), WAIT_S)
     return client_context(Bundle(bundles["dev-1"])).wrap_socket(plain, server_hostname="127.0.0.1")
 
 
@@ -82,7 +84,7 @@ def test_it_stops_whatever_its_clients_do(bundles: dict[str, Path]) -> None:
 
         tls = client_context(Bundle(bundles["aggregator"]))
         async with MqttLink(LinkConfig("127.0.0.1", port, "aggregator", tls), ignore) as link:
-            await link.wait_connected(10)
+            await link.wait_connected(WAIT_S)
             for _ in range(40):
                 await link.publish(topic.decode(), bytes(200_000))
 
@@ -125,7 +127,7 @@ def test_what_is_no_mqtt_ends_its_own_connection_only(bundles: dict[str, Path]) 
     with serving(bundles) as (process, port):
         for data in rubbish:
             with secure(bundles, port) as client:
-                client.settimeout(10)
+                client.settimeout(WAIT_S)
                 client.sendall(data)
                 while True:  # until the broker ends the connection
                     try:

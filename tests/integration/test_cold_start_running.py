@@ -34,7 +34,7 @@ def test_a_node_that_comes_late_scores_before_its_own_calibration(
 
     def said(device: str, text: str) -> int:
         path = logs / f"{device}.log"
-        return path.read_text().count(text) if path.exists() else 0
+        return path.read_text(errors="replace").count(text) if path.exists() else 0
 
     def scored(observer: Observer, *phases: str) -> bool:
         """Whether the late node's newest report is of one of these phases, with windows that it has scored."""

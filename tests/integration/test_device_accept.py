@@ -136,11 +136,11 @@ class Gateway:
         detector.install(self.backend, AlertModel(task="network", version=1, digest="a" * 16))
 
     async def until(self, holds: Callable[[], bool], what: str) -> None:
-        for _ in range(600):
+        for _ in range(2400):
             if holds():
                 return
             await asyncio.sleep(0.05)
-        raise AssertionError(f"{what}: not in half a minute; {[(a.entity, a.state.value) for a in self.alerts[-5:]]}")
+        raise AssertionError(f"{what}: not in two minutes; {[(a.entity, a.state.value) for a in self.alerts[-5:]]}")
 
     async def read(self) -> None:
         """Wait until all windows that are complete were fed."""
@@ -154,7 +154,7 @@ class Gateway:
             [sys.executable, "-m", "vedette.main", "device", "accept", "-c", str(self.config), *arguments],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
         assert done.returncode == fails, done.stderr

@@ -96,6 +96,10 @@ def make_site(directory: Path, port: int) -> Site:
     return create(directory / "site", "test-site", devices, port=port, tasks=[task], device_tables=tables)
 
 
+def stopped(observer: Observer) -> set[str]:
+    return {device for device, state in observer.states.items() if state.status == "stopped"}
+
+
 @pytest.mark.timeout(240)
 def test_counts_in_alerts_with_names_out_and_another_key_is_refused(tmp_path: Path) -> None:
     port = free_port()
@@ -111,7 +115,10 @@ def test_counts_in_alerts_with_names_out_and_another_key_is_refused(tmp_path: Pa
                     fleet.start(device, "device", "run", "-c", str(config), ends=device != STRANGER)
                 await until(fleet, "devices end", fleet.finished)
                 stranger = tmp_path / "logs" / f"{STRANGER}.log"
-                await until(fleet, "a refusal", lambda: "found feature schema" in stranger.read_text())
+                await until(fleet, "a refusal", lambda: "found feature schema" in stranger.read_text(errors="replace"))
+                # Farewells come behind everything else that a device says; the observer has yet to read them.
+                await until(fleet, "farewells", lambda: stopped(observer) == set(DEVICES))
+                await until(fleet, "the round's end", lambda: bool(observer.completed | observer.failed))
 
                 assert observer.completed == {("behaviour", 1)}
                 assert Registry(site.directory / "trust").active("behaviour") == 1

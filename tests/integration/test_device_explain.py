@@ -78,12 +78,12 @@ def explained(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
 
 
 def counted(port: int) -> dict[str, int]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         text = answer.read().decode()
     found = re.findall(r'^vedette_evidence_total\{outcome="([\w-]+)",task="sensor"\} (\S+)$', text, re.MULTILINE)
     return {outcome: int(float(n)) for outcome, n in found}
@@ -139,9 +139,8 @@ def test_an_alert_of_a_running_node_is_explained_by_the_weights_of_its_release(t
 
                 check_refusals(site, alert, database)
                 fleet.start(DEVICE, "device", "run", "-c", str(site.device_configs[DEVICE]))
-                await until(
-                    fleet, "the damage", lambda: "damaged bytes" in (tmp_path / "logs" / "gw-1.log").read_text()
-                )
+                log = tmp_path / "logs" / f"{DEVICE}.log"
+                await until(fleet, "the damage", lambda: "damaged bytes" in log.read_text(errors="replace"))
                 fleet.wait_for_port(metrics_port)
                 assert counted(metrics_port)["damaged"] == 1
 

@@ -80,7 +80,7 @@ def test_a_killed_node_goes_on_in_a_log_that_was_rotated_meanwhile(
     path.rename(tmp_path / "conn.2.log")
     path.write_text(log(50, 20) + "#close\n")
     node.start()
-    found = node.until_counted("passed_over", 1)  # the last line of the newest log
+    found = node.until_counted("passed_over", 1, rotations=1)  # the last line of the newest log
     node.fleet.stop()
     assert found["rotations"] == 1
     assert not found.get("position_lost")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import socket
 import struct
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from vedette.demo.fleet import free_port
 from vedette_device.modbus_stream import SensorModbusStream
 from vedette_device.settings import SensorSection
 from vedette_device.sources.modbus import COUNTERS, REFUSED, ModbusPoller
@@ -357,9 +357,7 @@ modbus_server.serve_modbus("127.0.0.1", up)
 
 
 def test_the_labs_plc_is_read() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = subprocess.Popen([sys.executable, "-c", LAB_SERVER, str(LAB), str(port)])
 
     async def talk() -> None:

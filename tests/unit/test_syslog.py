@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from syslog_receiver import WAIT_S, Authority, DatagramReceiver, StreamReceiver, make_authority
 
+from vedette.demo.fleet import free_port
 from vedette_core.export import cef, rfc5424
 from vedette_core.runtime.syslog import SyslogSender, SyslogTarget, Transport, tls_context
 from vedette_core.runtime.syslog_backlog import RANKS, Backlog, Waiting
@@ -28,12 +28,6 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     asyncio.run(test)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def tcp(port: int) -> SyslogTarget:

@@ -21,12 +21,14 @@ from vedette.observer import Observer
 from vedette.site import Site, create
 from vedette_aggregator.registry import Registry
 from vedette_core.learning.weights_file import WeightsFile, read_weights
-from vedette_schemas.errors import RefusedError, TransientError
+from vedette_schemas.errors import ConfigError, RefusedError, TransientError, VedetteError
 from vedette_schemas.model import Variant
 from vedette_schemas.round import Plan, read_plan
 
 TASK: Final = "network"
 POLL_S: Final = 0.1
+WATCH_S: Final = 0.5
+"""Between two looks at the releases beside a scenario; the repository keeps three of them."""
 DRAIN_S: Final = 2.0
 """How long stragglers are given to verify the last release."""
 TAMPERED_CONFIG: Final = "swarm-tampered.toml"
@@ -177,11 +179,19 @@ class Stage:
             await asyncio.sleep(POLL_S)
         return there()
 
+    async def watch_releases(self) -> None:
+        """Note every release while it is there, also while the scenario waits for something else; until cancelled."""
+        with contextlib.suppress(VedetteError):  # `until` comes upon it, too, and says so
+            while True:
+                self._note_releases()
+                await asyncio.sleep(WATCH_S)
+
     def _note_releases(self) -> None:
         # The repository keeps the newest ones only.
         for version in self._registry.versions(TASK):
             if version not in self.models:
-                with contextlib.suppress(RefusedError):
+                # One that goes between two looks at the folder is refused, or its file is missing.
+                with contextlib.suppress(RefusedError, ConfigError):
                     self.plans[version] = read_plan(self._registry.target(TASK, version, Variant.PLAN)[1])
                     self.models[version] = read_weights(self._registry.target(TASK, version, Variant.WEIGHTS)[1])
         for _, number in sorted(self.observer.completed):
@@ -193,7 +203,7 @@ class Stage:
 
     def _facts(self, number: int) -> ReleaseFacts:
         for version in reversed(self._registry.versions(TASK)):
-            with contextlib.suppress(RefusedError):
+            with contextlib.suppress(RefusedError, ConfigError):
                 target = self._registry.target(TASK, version, Variant.WEIGHTS)[0]
                 if target.round == number:
                     said = {name: float(value) for name, value in target.metrics.items()}
@@ -238,7 +248,14 @@ async def staged(options: ScenarioOptions, prepare: Callable[[Path], StagePlan])
         if acts.tampered and acts.packages is not None:
             altered = swarm.with_name(TAMPERED_CONFIG)
             start_swarm(fleet, altered, lines, name="tampered", environment={"PYTHONPATH": str(acts.packages)})
-        yield Stage(site, fleet, observer, DiaryReader(lines), options.timeout_s, port)
+        stage = Stage(site, fleet, observer, DiaryReader(lines), options.timeout_s, port)
+        watching = asyncio.create_task(stage.watch_releases(), name="releases")
+        try:
+            yield stage
+        finally:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
 
 
 def start_swarm(
