@@ -192,7 +192,6 @@ def test_last_words_are_waited_for_although_the_broker_is_slow_and_receipts_are_
         ending = asyncio.create_task(shell.said(60.0))
         acknowledged.set()
         assert await ending
-        await asyncio.sleep(0)
         assert ("publish", "stopped") in link.said
         assert outbox.messages == 1, "its receipt may come another time"
         worker.cancel()
@@ -205,8 +204,8 @@ def test_a_node_that_ends_says_so_although_the_broker_is_slow(tmp_path: Path) ->
     shell, link, _, _ = made(tmp_path)
 
     async def slow(topic: str, payload: bytes, **_: object) -> None:
+        await asyncio.sleep(0.5)
         link.said.append(("publish", topic))
-        await asyncio.sleep(0.8)
 
     link.publish = slow  # type: ignore[method-assign, assignment]
 

@@ -108,20 +108,26 @@ class Shell:
         try:
             while True:
                 publication = await self._queue.get()
-                if not self._link.connected:
-                    if publication.receipt_id is not None:
-                        self._sent_at.pop(publication.receipt_id, None)
-                    continue
                 try:
-                    await self._link.publish(
-                        publication.topic, publication.payload, qos=publication.qos, retain=publication.retain
-                    )
-                    if self.on_published is not None:
-                        self.on_published(publication)
-                except VedetteError as error:
-                    log.warning("publish %s: %s", publication.topic, error)
+                    await self._send(publication)
+                finally:
+                    self._queue.task_done()
         finally:
             resender.cancel()
+
+    async def _send(self, publication: Publish) -> None:
+        if not self._link.connected:
+            if publication.receipt_id is not None:
+                self._sent_at.pop(publication.receipt_id, None)
+            return
+        try:
+            await self._link.publish(
+                publication.topic, publication.payload, qos=publication.qos, retain=publication.retain
+            )
+            if self.on_published is not None:
+                self.on_published(publication)
+        except VedetteError as error:
+            log.warning("publish %s: %s", publication.topic, error)
 
     def flush(self) -> None:
         """Send everything again that has no receipt: after a reconnect."""
@@ -138,12 +144,12 @@ class Shell:
         return False
 
     async def said(self, timeout_s: float = SAID_S) -> bool:
-        """Wait until nothing waits to leave any more, receipts aside; tells whether it did in time."""
-        limit = time.monotonic() + timeout_s
-        while not self._queue.empty():
-            if time.monotonic() >= limit:
-                return False
-            await asyncio.sleep(0.05)
+        """Wait until everything has left, receipts aside; tells whether it did in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._queue.join()
+        except TimeoutError:
+            return False
         return True
 
     async def _persist(self, key: str, value: bytes | None, must: bool) -> None:
