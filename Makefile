@@ -5,7 +5,8 @@ PYTHON := $(shell command -v $(PYTHON) || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
-TEST_ARGS ?= -n auto
+# One worker more than cores: many tests wait for programs. Who is done takes over what waits at another.
+TEST_ARGS ?= -n $(shell expr $$(nproc) + 1) --dist worksteal
 
 .PHONY: demo test check format bench peers clean
 
