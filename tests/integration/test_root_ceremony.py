@@ -276,7 +276,7 @@ def test_a_file_that_is_no_key(tmp_path: Path, content: bytes) -> None:
 # --- the file ---
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_proposal_raises_only_what_is_declared(people: People, data: st.DataObject) -> None:
     path = people.folder / "proposal.json"

@@ -44,7 +44,7 @@ def read(data: bytes, *, timed: bool) -> tuple[list[TimedCount], dict[str, int]]
     return found, counters
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=400) | TEMPLATES.map(lambda plain: str(plain).encode("utf-8", "replace")), st.booleans())
 def test_any_bytes_are_counts_or_refusals(data: bytes, timed: bool) -> None:
     if data[:2] == b"\x1f\x8b" or data[:6] == b"\xfd7zXZ\x00":
@@ -55,7 +55,7 @@ def test_any_bytes_are_counts_or_refusals(data: bytes, timed: bool) -> None:
     assert counters["lines"] - blank <= len(found) + sum(counters[reason] for reason in REFUSED) <= counters["lines"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(TEMPLATES, max_size=6))
 def test_any_json_is_counts_or_refusals(documents: list[dict[str, object]]) -> None:
     data = "".join(json.dumps(d) + "\n" for d in documents).encode()
@@ -71,7 +71,7 @@ def test_any_json_is_counts_or_refusals(documents: list[dict[str, object]]) -> N
 STREAM = st.lists(st.tuples(st.floats(0, 1_000), NAMES, st.integers(0, 1 << 20)), max_size=40)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(STREAM)
 def test_every_count_is_in_exactly_one_window(stream: list[tuple[float, str, int]]) -> None:
     held: dict[float, dict[str, int]] = {}
@@ -95,7 +95,7 @@ def test_every_count_is_in_exactly_one_window(stream: list[tuple[float, str, int
 COUNTS = st.dictionaries(NAMES, st.integers(0, 1 << 40), max_size=12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(COUNTS, min_size=9, max_size=14), st.lists(st.integers(0, 15), min_size=1, max_size=3, unique=True))
 def test_names_never_break_a_score(past: list[dict[str, int]], places: list[int]) -> None:
     names = PlaceNames(HASHER)
@@ -120,7 +120,7 @@ def test_names_never_break_a_score(past: list[dict[str, int]], places: list[int]
             assert after.name in shown
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from(["names", "table", "windows"]), JSON_VALUES | st.binary(max_size=64)))
 def test_any_state_is_restored_or_refused(state: dict[str, object]) -> None:
     names = PlaceNames(HASHER)

@@ -106,7 +106,7 @@ def test_carries_at_the_edges_of_limbs(u: int) -> None:
 
 @given(private=st.binary(min_size=32, max_size=32), public=st.binary(min_size=32, max_size=32))
 @example(private=bytes(32), public=bytes(32))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_two_keys_agree_on_the_reference_or_not_at_all(private: bytes, public: bytes) -> None:
     expected = x25519(private, public)
     assert agreed(private, public) == (expected if any(expected) else None)
@@ -330,7 +330,7 @@ def test_counter_mode_by_hand_is_that_of_sp_800_38a() -> None:
     length=st.integers(1, 4000),
     bits=st.sampled_from([16, 32]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_mask_is_counter_mode_from_zero(seed: bytes, transcript: bytes, length: int, bits: int) -> None:
     expander = MaskExpander(length, 16 if bits == 16 else 32)
     vector: RingVector = np.zeros(length, expander.dtype)

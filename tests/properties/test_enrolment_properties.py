@@ -67,8 +67,8 @@ def damaged(draw: st.DataObject, whole: bytes) -> bytes:
 
 
 SUPPRESSED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-MANY = settings(max_examples=200, deadline=None, suppress_health_check=SUPPRESSED)
-SOME = settings(max_examples=80, deadline=None, suppress_health_check=SUPPRESSED)
+MANY = settings(max_examples=200, suppress_health_check=SUPPRESSED)
+SOME = settings(max_examples=80, suppress_health_check=SUPPRESSED)
 
 
 @MANY
@@ -145,7 +145,6 @@ def test_a_token_is_read_as_it_was_written_or_not_at_all(text: str) -> None:
 
 
 @given(secret=st.binary(min_size=16, max_size=16), pin=st.binary(min_size=16, max_size=16))
-@settings(deadline=None)
 def test_every_token_survives_being_carried_and_gives_its_keys(secret: bytes, pin: bytes) -> None:
     token = EnrolmentToken(secret, pin)
     again = parse_token(token.text)

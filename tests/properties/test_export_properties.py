@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
@@ -18,7 +18,7 @@ from vedette_core.export import cef, eve, home_assistant, ocsf, rfc5424, stix
 from vedette_core.export.facts import entity_of, json_line, moment
 from vedette_schemas.alert import Alert, AlertState
 
-slow = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+fewer = settings(max_examples=60)
 
 
 def one_line(document: dict[str, object]) -> dict[str, object]:
@@ -35,19 +35,19 @@ def one_line(document: dict[str, object]) -> dict[str, object]:
 
 
 @given(alerts)
-@slow
+@fewer
 def test_ocsf(alert: Alert) -> None:
     check_ocsf(one_line(ocsf.finding(alert, VERSION)))
 
 
 @given(alerts)
-@slow
+@fewer
 def test_stix(alert: Alert) -> None:
     check_stix(one_line(stix.bundle(alert)))
 
 
 @given(alerts)
-@slow
+@fewer
 def test_eve(alert: Alert) -> None:
     read = one_line(eve.event(alert))
     assert moment(str(read["timestamp"])) == moment(alert.time)
@@ -55,7 +55,7 @@ def test_eve(alert: Alert) -> None:
 
 
 @given(alerts)
-@slow
+@fewer
 def test_cef(alert: Alert) -> None:
     line = cef.line(alert, VERSION)
     assert len(line.splitlines()) == 1
@@ -68,7 +68,7 @@ def test_cef(alert: Alert) -> None:
 
 
 @given(alerts, st.integers(0, 2**40), st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=40))
-@slow
+@fewer
 def test_syslog(alert: Alert, sequence: int, version: str) -> None:
     line = cef.line(alert, VERSION)
     message = rfc5424.message(alert, line.encode(), sequence, version)
@@ -81,7 +81,7 @@ def test_syslog(alert: Alert, sequence: int, version: str) -> None:
 
 
 @given(st.lists(alerts, max_size=6))
-@slow
+@fewer
 def test_home_assistant(several: list[Alert]) -> None:
     board = home_assistant.Board(VERSION)
     announced = set()
@@ -101,7 +101,7 @@ def test_home_assistant(several: list[Alert]) -> None:
 
 
 @given(alerts)
-@slow
+@fewer
 def test_the_same_alert_gives_the_same_bytes(alert: Alert) -> None:
     again = Alert.model_validate_json(alert.model_dump_json())
     for convert in (stix.bundle, eve.event):

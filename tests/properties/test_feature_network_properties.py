@@ -109,7 +109,7 @@ def compare(found: list[Window], expected: list[tuple[str, int, list[float]]]) -
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     streams(),
     st.lists(st.integers(1, 20), max_size=10),
@@ -144,7 +144,7 @@ def check_against_the_plain_windower(packets: list[Packet], cuts: list[int], lim
     assert all(np.isfinite(window.values).all() and window.values.dtype == np.float32 for window in found)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(streams(), st.integers(0, 200), st.integers(1, 59))
 def test_time_that_passes_without_packets_equals_the_plain_windower(
     packets: list[Packet], quiet_windows: int, at: int
@@ -164,7 +164,7 @@ def test_time_that_passes_without_packets_equals_the_plain_windower(
     compare(found, reference.out)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(streams(), streams(), st.integers(1, 60))
 def test_a_clock_that_was_set_back_starts_anew(before: list[Packet], after: list[Packet], cut: int) -> None:
     shifted = [Packet(**{**_fields(p), "time_ns": p.time_ns - 4_000 * WINDOW_NS}) for p in after for _ in range(3)]

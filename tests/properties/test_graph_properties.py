@@ -64,7 +64,7 @@ def check(graph: Graph) -> None:
     assert estimate_arena(graph).tensors_bytes >= 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_altered_bytes_are_refused_or_read(data: Any) -> None:
     changed = bytearray(INT8)
@@ -79,7 +79,7 @@ def test_altered_bytes_are_refused_or_read(data: Any) -> None:
     assert hashlib.sha256(cut).hexdigest() in files["README.md"].decode()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200))
 def test_bytes_of_anybody_are_refused(data: bytes) -> None:
     for each in (data, b"\x10\0\0\0TFL3" + data):

@@ -51,7 +51,7 @@ def delta_of(shape: str, dimension: int, seed: int) -> np.ndarray:
     clip_norm=st.floats(0.01, 50),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_one_update_comes_back_within_two_percent(shape: str, dimension: int, clip_norm: float, seed: int) -> None:
     delta = (delta_of(shape, dimension, seed) * clip_norm * 0.999).astype(np.float32)
     encoding = Encoding(dimension, clip_norm, SEED)
@@ -65,7 +65,7 @@ def test_one_update_comes_back_within_two_percent(shape: str, dimension: int, cl
 
 
 @given(seed=st.integers(0, 2**32), scale=st.floats(1.01, 1e6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_delta_above_the_clip_norm_is_scaled_down_to_it(seed: int, scale: float) -> None:
     direction = delta_of("normal", 500, seed)
     encoding = Encoding(500, 0.5, SEED)
@@ -77,7 +77,7 @@ def test_a_delta_above_the_clip_norm_is_scaled_down_to_it(seed: int, scale: floa
 
 
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_aggregate_is_the_weighted_mean(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     encoding = Encoding(700, 1.0, SEED)
@@ -185,7 +185,7 @@ def rotated_shape(shape: str, encoding: Encoding, seed: int) -> np.ndarray:
     scale=st.sampled_from([0.0, 0.3, 0.999999, 1.0, 3.0, 1e6]),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_nothing_that_is_encoded_exceeds_the_clip_norm_by_more_than_the_slack(
     shape: str, bits: Bits, luck: str, blocks: int, clip_norm: float, scale: float, seed: int
 ) -> None:
@@ -233,7 +233,7 @@ def test_the_slack_is_what_its_proof_asks_for(bits: Bits) -> None:
     norm=st.floats(0.01, 1.0),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_coordinate_is_rounded_to_a_level_next_to_it(
     bits: Bits, shape: str, dimension: int, clip_norm: float, norm: float, seed: int
 ) -> None:
@@ -265,7 +265,7 @@ def test_a_heavy_tailed_update_of_eight_bits_is_good_to_two_percent(dimension: i
 
 
 @given(blocks=st.integers(1, 5), seed=st.binary(max_size=40), number=st.integers(0, 2**32))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_rotation_keeps_norms_and_can_be_undone(blocks: int, seed: bytes, number: int) -> None:
     vector = np.random.default_rng(number).standard_normal(blocks * BLOCK)
     for kind, tolerance in ((np.float64, 1e-12), (np.float32, 1e-5)):

@@ -81,7 +81,7 @@ def test_weights_that_are_not_finite_or_not_the_networks_are_never_written() -> 
         ),
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_bytes_raise_anything_but_a_refusal_from_the_weights_reader(data: bytes) -> None:
     try:
         read = read_weights(data)
@@ -132,7 +132,7 @@ def test_metadata_that_contradict_themselves_are_refused(change: dict[str, Any],
         st.integers(0, len(ARTIFACT)).map(lambda length: ARTIFACT[:length]),
     )
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_no_bytes_raise_anything_but_a_refusal_from_the_metadata_reader(data: bytes) -> None:
     try:
         metadata = read_model_metadata(data)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vedette_core.machine import Effect, Event, Persist, Tick
@@ -147,7 +147,7 @@ def is_covered(address: IPv4Address | IPv6Address, protected: frozenset[str]) ->
     return False
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(st.one_of(protected_sets, protected_sets, st.none()), steps)
 def test_nobody_protected_is_ever_covered_and_everything_ends(
     known: frozenset[str] | None, sequence: list[tuple[Event | str, float]]

@@ -39,7 +39,7 @@ budgets = st.builds(
 
 
 @given(events=histories(), budget=budgets, later=budgets, data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_folding_at_any_time_under_any_budget_never_lowers_what_was_spent(
     events: list[PrivacyEvent], budget: Budget, later: Budget, data: st.DataObject
 ) -> None:
@@ -71,7 +71,7 @@ def test_folding_at_any_time_under_any_budget_never_lowers_what_was_spent(
 
 
 @given(events=histories(), budget=budgets)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_passes_the_check_stays_within_the_budget(events: list[PrivacyEvent], budget: Budget) -> None:
     book = Ledger("network", budget)
     for event in events:
@@ -91,7 +91,7 @@ def test_what_passes_the_check_stays_within_the_budget(events: list[PrivacyEvent
 
 
 @given(events=histories(), budget=budgets, data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_order_and_repetition_of_stored_events_do_not_matter(
     events: list[PrivacyEvent], budget: Budget, data: st.DataObject
 ) -> None:
@@ -126,7 +126,7 @@ FIELDS = [
     ),
     field=st.sampled_from(FIELDS),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_whatever_is_in_the_store_is_read_or_for_the_operator(
     data: bytes, changes: list[tuple[int, int]], plain: object, field: str
 ) -> None:

@@ -32,7 +32,7 @@ wild = st.floats(allow_nan=True, allow_infinity=True) | st.sampled_from([1e38, -
     vector=hnp.arrays(np.float64, st.integers(0, 40), elements=wild),
     clip_norm=st.floats(1e-12, 1e12) | st.sampled_from([5e-324, 1e308]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_whatever_goes_in_at_most_the_clip_norm_comes_out(vector: np.ndarray, clip_norm: float) -> None:
     before = vector.copy()
     if not np.isfinite(vector).all():
@@ -59,7 +59,7 @@ def test_whatever_goes_in_at_most_the_clip_norm_comes_out(vector: np.ndarray, cl
     vector=hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(-(2.0**126), 2.0**126, width=32)),
     clip_norm=st.floats(1e-3, 1e3),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_clipping_keeps_the_direction_and_twice_is_once(vector: np.ndarray, clip_norm: float) -> None:
     out, _, clipped = clip(vector, clip_norm)
     if clipped:
@@ -88,7 +88,7 @@ deltas = st.floats(1e-12, 0.1)
 
 
 @given(sigma=sigmas, delta=deltas)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_epsilon_and_delta_are_each_others_inverse(sigma: float, delta: float) -> None:
     epsilon = gaussian_epsilon(sigma, delta)
     if epsilon == 0.0:
@@ -99,7 +99,7 @@ def test_epsilon_and_delta_are_each_others_inverse(sigma: float, delta: float) -
 
 
 @given(sigma=sigmas, delta=deltas, more=st.floats(1.001, 3.0))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_more_noise_or_a_larger_delta_never_costs_more(sigma: float, delta: float, more: float) -> None:
     epsilon = gaussian_epsilon(sigma, delta)
     assert gaussian_epsilon(sigma * more, delta) <= epsilon
@@ -108,7 +108,7 @@ def test_more_noise_or_a_larger_delta_never_costs_more(sigma: float, delta: floa
 
 
 @given(epsilon=st.floats(0.01, 50), delta=deltas, participations=st.integers(1, 10_000))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_noise_for_a_budget_keeps_it_and_is_no_more_than_needed(
     epsilon: float, delta: float, participations: int
 ) -> None:
@@ -123,7 +123,7 @@ def test_the_noise_for_a_budget_keeps_it_and_is_no_more_than_needed(
 
 
 @given(multipliers=st.lists(st.floats(0.01, 1e4), min_size=1, max_size=30), seed=st.randoms(use_true_random=False))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_exact_units_agree_with_composition_and_know_no_order(multipliers: list[float], seed: object) -> None:
     total = sum((exposure_of(z) for z in multipliers), NOTHING)
     assert total.multiplier == pytest.approx(composed_multiplier(multipliers), rel=1e-9)
@@ -142,7 +142,7 @@ def test_exact_units_agree_with_composition_and_know_no_order(multipliers: list[
     sigma=st.floats(8, 2.0**28),
     seed=st.binary(min_size=32, max_size=32),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_noise_never_wraps_around(sums: np.ndarray, sigma: float, seed: bytes) -> None:
     if len(sums) and any(abs(int(value)) > SUM_MAX for value in sums):
         with pytest.raises(RefusedError):
@@ -159,7 +159,7 @@ def test_noise_never_wraps_around(sums: np.ndarray, sigma: float, seed: bytes) -
     low=st.floats(1e-3, 10),
     width=st.floats(1, 100),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_clip_norm_moves_slowly_and_stays_in_its_bounds(
     clip_norm: float, share: float, quantile: float, low: float, width: float
 ) -> None:
@@ -171,7 +171,7 @@ def test_the_clip_norm_moves_slowly_and_stays_in_its_bounds(
 
 
 @given(z=st.floats(0.01, 100), devices=st.integers(1, 100_000))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_count_and_sum_never_cost_more_than_was_said(z: float, devices: int) -> None:
     sigma = count_sigma(devices, z)
     assert composed_multiplier([sum_multiplier(z, sigma), 2 * sigma]) >= z * (1 - 1e-12)

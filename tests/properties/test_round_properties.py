@@ -140,7 +140,7 @@ def _stage(start: str) -> Stage:
 STARTS = ("fresh", "collect", "releasing", "root", "masked checkin", "masked collect", "masked unmask")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(STARTS), aggregator_steps)
 def test_the_aggregator_answers_any_sequence(start: str, steps: list[tuple[Any, ...]]) -> None:
     stage = _stage(start)
@@ -217,7 +217,7 @@ participant_steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(["ready", "collecting", "training", "uploaded"]), participant_steps)
 def test_a_participant_uploads_once_an_attempt_whatever_comes(start: str, steps: list[tuple[Any, ...]]) -> None:
     gateway = Gateway()
@@ -346,7 +346,7 @@ def test_the_messages_hold_as_they_are() -> None:
     }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(MESSAGES), st.data())
 def test_a_message_with_a_changed_byte_is_refused(message: tuple[str, bytes], data: st.DataObject) -> None:
     topic, payload = message
@@ -357,7 +357,7 @@ def test_a_message_with_a_changed_byte_is_refused(message: tuple[str, bytes], da
         _take(topic, broken)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.one_of(
         st.text(max_size=80),

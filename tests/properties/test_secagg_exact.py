@@ -114,7 +114,7 @@ def evidence_of(roster: Roster, who: Person, masked: Any) -> UploadEvidence:
     return UploadEvidence.of(upload)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sizes())
 def test_the_sum_is_that_of_the_integers(case: dict[str, Any]) -> None:
     """Whatever the sizes, the ring, who vanished, and one liar."""
@@ -160,7 +160,7 @@ def test_the_sum_is_that_of_the_integers(case: dict[str, Any]) -> None:
     assert total.tolist() == [value % 2**bits for value in oracle]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(3, 15),
     st.data(),

@@ -90,7 +90,7 @@ def mutated(data: bytes, edits: list[Edit]) -> bytes:
     return bytes(out)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(st.sampled_from(sorted(CLASSES)), EDITS)
 def test_damaged_bytes_are_refused_by_name_or_are_a_message(kind: str, edits: list[Edit]) -> None:
     """Nothing but `PeerError`; and what is decoded encodes again."""
@@ -129,7 +129,7 @@ def replaced(plain: Any, path: list[int], leaf: Any, *, drop: bool) -> Any:
     return several
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(st.sampled_from(sorted(CLASSES)), st.lists(st.integers(0, 99), min_size=1, max_size=4), LEAVES, st.booleans())
 def test_other_types_in_any_place(kind: str, path: list[int], leaf: Any, drop: bool) -> None:
     """A message with one field of another type, out of range, or missing."""
@@ -180,7 +180,7 @@ def seat_key() -> str:
     return "committee/network/seat/0"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(["close", "opening"]), st.sampled_from(["seated", "voted"]), EDITS)
 def test_what_is_decoded_never_opens_anything(kind: str, state: str, edits: list[Edit]) -> None:
     """A member that is told damaged messages: no exception, no second vote, and shares for its own set only."""
@@ -208,7 +208,7 @@ def test_what_is_decoded_never_opens_anything(kind: str, state: str, edits: list
     assert adversary.exposed(group) == {}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(EDITS)
 def test_damaged_rosters_take_no_seat_that_is_not_the_own(edits: list[Edit]) -> None:
     """Whatever a roster says, a seat is taken with the own id and key, or not at all."""

@@ -72,7 +72,7 @@ def test_a_kinds_weights_add_up_to_its_size(found: list[tuple[str, bytes]], coun
         assert weight[kind] / sum(weight.values()) == pytest.approx(size[kind] / sum(size[k] for k in seated))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(kinds, st.integers(1, 8), seeds)
 def test_nobody_starves_and_turns_within_a_kind_are_even(
     found: list[tuple[str, bytes]], count: int, secret: bytes
@@ -90,7 +90,7 @@ def test_nobody_starves_and_turns_within_a_kind_are_even(
     assert min(a.selected for a in fleet) >= 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, 20), st.integers(1, 5), st.integers(1, 6), seeds)
 def test_a_stream_of_newcomers_starves_nobody(old: int, count: int, newcomers: int, secret: bytes) -> None:
     fleet = [Applicant(f"old-{i:02}", 6) for i in range(old)]
@@ -100,7 +100,7 @@ def test_a_stream_of_newcomers_starves_nobody(old: int, count: int, newcomers: i
     assert min(a.selected for a in fleet if a.device.startswith("old")) >= 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(6, 20), st.integers(1, 5), st.lists(st.sets(st.integers(0, 19)), min_size=60, max_size=60), seeds)
 def test_whoever_is_there_often_enough_has_its_turn(
     size: int, count: int, absences: list[set[int]], secret: bytes
@@ -140,7 +140,6 @@ def test_groups_are_of_the_plan_whoever_computes_them(
     assert all(group_of(beacon, "t", d, groups) == g for g, members in grouping.members.items() for d in members)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 150), beacons, st.integers(1, 32), st.integers(1, 32), st.none() | st.integers(0, 200))
 def test_a_number_of_groups_is_always_possible(
     size: int, beacon: bytes, group_size: int, survivors_min: int, expected: int | None

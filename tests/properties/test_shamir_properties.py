@@ -59,7 +59,7 @@ def test_the_table_is_the_field() -> None:
 
 
 @given(a=ELEMENT, b=ELEMENT, c=ELEMENT)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_the_table_keeps_the_laws_of_a_field(a: int, b: int, c: int) -> None:
     assert PRODUCTS[a, b] == PRODUCTS[b, a]
     assert PRODUCTS[PRODUCTS[a, b], c] == PRODUCTS[a, PRODUCTS[b, c]]
@@ -74,7 +74,7 @@ def test_every_element_but_zero_has_one_inverse() -> None:
 
 
 @given(case=sharings(), data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_threshold_of_shares_gives_the_secret(
     case: tuple[bytes, int, int, np.random.Generator], data: st.DataObject
 ) -> None:
@@ -90,7 +90,7 @@ def test_any_threshold_of_shares_gives_the_secret(
 
 
 @given(indices=INDICES, length=st.integers(1, 5), x=ELEMENT, seed=st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_interpolation_is_that_of_a_slow_field(indices: list[int], length: int, x: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shares = {i: rng.bytes(length) for i in indices}
@@ -99,7 +99,7 @@ def test_interpolation_is_that_of_a_slow_field(indices: list[int], length: int, 
 
 
 @given(indices=INDICES, length=st.integers(1, 60), x=ELEMENT, seed=st.integers(0, 2**32))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_interpolation_is_that_of_slip_39(indices: list[int], length: int, x: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shares = {i: rng.bytes(length) for i in indices}
@@ -108,7 +108,7 @@ def test_interpolation_is_that_of_slip_39(indices: list[int], length: int, x: in
 
 
 @given(case=sharings())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_slip_39_finds_the_secret_in_our_shares(case: tuple[bytes, int, int, np.random.Generator]) -> None:
     secret, threshold, members, rng = case
     shares = split(secret, threshold, members, rng.bytes)
@@ -117,7 +117,7 @@ def test_slip_39_finds_the_secret_in_our_shares(case: tuple[bytes, int, int, np.
 
 
 @given(secrets=st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=6), seed=st.integers(0, 2**32))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_secrets_in_a_row_are_secrets_one_by_one(secrets: list[bytes], seed: int) -> None:
     rng = np.random.default_rng(seed)
     sharings = [split(secret, 3, 5, rng.bytes) for secret in secrets]
@@ -126,7 +126,7 @@ def test_secrets_in_a_row_are_secrets_one_by_one(secrets: list[bytes], seed: int
 
 
 @given(pair=st.integers(1, 30).flatmap(lambda n: st.tuples(*[st.binary(min_size=n, max_size=n)] * 2)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_sums_of_shares_are_shares_of_the_sum(pair: tuple[bytes, bytes]) -> None:
     def plus(a: bytes, b: bytes) -> bytes:
         return bytes(x ^ y for x, y in zip(a, b, strict=True))

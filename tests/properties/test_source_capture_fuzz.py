@@ -91,7 +91,7 @@ def drain(source: CaptureFile, packets_max: int, reads: int = 10_000) -> int:
     return packets
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(st.sampled_from(SOUND), st.lists(DAMAGE, max_size=4), st.integers(1, 50))
 def test_damaged_captures_give_only_declared_errors(
     sound: bytes, how: list[tuple[str, int, int]], packets_max: int
@@ -110,7 +110,7 @@ def test_damaged_captures_give_only_declared_errors(
         source.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(SOUND[:3]), st.lists(DAMAGE, max_size=2), st.integers(1, 9), st.integers(0, 6))
 def test_a_restart_in_a_damaged_capture_loses_and_repeats_nothing(
     sound: bytes, how: list[tuple[str, int, int]], packets_max: int, reads: int
@@ -133,7 +133,7 @@ def test_a_restart_in_a_damaged_capture_loses_and_repeats_nothing(
         assert before + drain(second, packets_max) == whole
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=300), st.sampled_from([b"", *(data[:24] for data in SOUND)]))
 def test_noise_is_no_capture(noise: bytes, head: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

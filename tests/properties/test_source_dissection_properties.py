@@ -105,7 +105,7 @@ def batch_of(described: list[tuple[int, bytes, int]]) -> Frames:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(frames(), min_size=1, max_size=5))
 def test_every_field_equals_the_plain_parser(described: list[tuple[int, bytes, int]]) -> None:
     batch, refused = dissect(batch_of(described))
@@ -119,7 +119,7 @@ def test_every_field_equals_the_plain_parser(described: list[tuple[int, bytes, i
     assert set(refused) <= set(REFUSED_REASONS)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.sampled_from(sorted(LINKS)), st.binary(max_size=120), st.integers(0, 2000)), max_size=8))
 def test_noise_is_read_the_same_way(described: list[tuple[int, bytes, int]]) -> None:
     batch, _ = dissect(batch_of(described))

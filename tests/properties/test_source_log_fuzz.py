@@ -116,7 +116,7 @@ def test_what_is_damaged_here_is_sound() -> None:
 
 
 @pytest.mark.parametrize("kind", list(SOUND))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(changes=CHANGES)
 def test_any_damage_to_a_log_gives_flows_or_declared_refusals(kind: str, changes: list[tuple[int, int, bytes]]) -> None:
     flows = parse_all(PARSERS[kind](), damaged(SOUND[kind], changes))
@@ -125,7 +125,7 @@ def test_any_damage_to_a_log_gives_flows_or_declared_refusals(kind: str, changes
         assert abs(window.values).max() < float("inf")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=200).map(str.encode)))
 def test_any_line_at_all(line: bytes) -> None:
     zeek, netflow = ZeekParser(), NetflowCsvParser()
@@ -160,7 +160,7 @@ FLOW_OBJECTS = st.dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(EVENTS, FLOW_OBJECTS)
 def test_json_of_the_right_keys_and_any_values(event: dict[str, object], flow: dict[str, object]) -> None:
     sound = json.loads(EVE.split(b"\n")[0])
@@ -169,7 +169,7 @@ def test_json_of_the_right_keys_and_any_values(event: dict[str, object], flow: d
     parse_all(EveParser(), json.dumps({**sound, "flow": {**sound["flow"], **flow}}).encode())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.one_of(st.binary(max_size=40), st.integers(0, 3 * LINE_BYTES_MAX)), max_size=8),
     st.integers(1, 5),
@@ -200,7 +200,7 @@ def test_a_followed_file_gives_each_line_once_whatever_it_holds_and_however_ofte
     assert found == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(st.binary(max_size=200), JSON.map(lambda plain: json.dumps(plain).encode())), CHANGES)
 def test_any_stored_position_is_read_or_refused(data: bytes, changes: list[tuple[int, int, bytes]]) -> None:
     sound = LinePosition(5, 10, 3, "0" * 64, json.dumps(["\t", "-", "", "ts"])).to_bytes()
@@ -214,7 +214,7 @@ def test_any_stored_position_is_read_or_refused(data: bytes, changes: list[tuple
 
 
 @pytest.mark.parametrize("kind", list(SOUND))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(changes=CHANGES)
 def test_a_damaged_log_file_ends(kind: str, changes: list[tuple[int, int, bytes]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -232,7 +232,7 @@ def test_a_damaged_log_file_ends(kind: str, changes: list[tuple[int, int, bytes]
 REQUESTS = st.builds(Request, st.sampled_from([HOLDING, INPUT]), st.integers(0, 65_000), st.integers(1, 125))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(REQUESTS, st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES), st.binary(max_size=300))
 def test_any_modbus_answer_is_registers_or_a_declared_error(request: Request, header: bytes, body: bytes) -> None:
     reasons: set[str] = set()
@@ -291,7 +291,7 @@ BROKER_WORDS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.one_of(
@@ -330,7 +330,7 @@ PROC_FILES: dict[str, bytes] = {
 }
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.dictionaries(st.sampled_from(list(PROC_FILES)), CHANGES, max_size=5))
 def test_any_process_file_system_gives_counts_that_can_be(changes: dict[str, list[tuple[int, int, bytes]]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

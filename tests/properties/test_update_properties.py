@@ -335,4 +335,4 @@ class Device(RuleBasedStateMachine):
 
 
 TestUpdates = Device.TestCase
-TestUpdates.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestUpdates.settings = settings(max_examples=50, stateful_step_count=30)

@@ -118,7 +118,7 @@ def groups(draw: st.DrawFn, *, noise_sigma: float = 0.0, small: bool = False) ->
 
 
 @given(group=groups(), mask_seed=st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_sum_of_vectors_is_the_sum_of_whole_numbers(group: Group, mask_seed: int) -> None:
     rng = np.random.default_rng(mask_seed)
     total = zero_vector(group.layout, group.ring)
@@ -166,7 +166,7 @@ def check_statistics(group: Group, found: StatisticsSum) -> None:
 
 
 @given(group=groups(small=True), seed=st.integers(0, 2**63), data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_garbage_of_one_member_is_refused_whatever_its_seed(group: Group, seed: int, data: st.DataObject) -> None:
     vectors = list(group.vectors)
     liar = data.draw(st.integers(0, len(vectors) - 1))
@@ -187,7 +187,7 @@ def test_the_garbage_of_one_member_is_refused_whatever_its_seed(group: Group, se
 
 
 @given(group=groups(small=True), place=st.integers(0, 1023), beyond=st.integers(1, 2**31), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_coordinate_out_of_its_range_is_refused(group: Group, place: int, beyond: int, data: st.DataObject) -> None:
     limit = group.encoding.level_max * sum(group.weights)
     spare = 2**group.ring - 1 - limit
@@ -208,7 +208,7 @@ def test_a_coordinate_out_of_its_range_is_refused(group: Group, place: int, beyo
 
 @pytest.mark.parametrize("sigma", [0.4, 3.0, 40.0])
 @given(data=st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_noise_is_in_the_sum_exactly_and_read_with_its_sign(sigma: float, data: st.DataObject) -> None:
     group = data.draw(groups(noise_sigma=sigma, small=True))
     total = group.total()
@@ -264,7 +264,7 @@ def test_the_ring_is_the_narrowest_that_holds_the_largest_sum(
     statistics=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sums_of_groups_are_the_sum_of_all_their_members(
     sizes: list[int], bits: Bits, statistics: bool, seed: int
 ) -> None:
@@ -311,7 +311,7 @@ MAGNITUDE = st.one_of(st.just(0.0), st.floats(2**-5.75, 256.0), st.sampled_from(
 
 
 @given(known=st.lists(st.tuples(MAGNITUDE, MAGNITUDE), min_size=1, max_size=12), unknown=st.integers(0, 14))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_merged_ranges_are_those_of_the_ranges_themselves_but_for_a_quarter_octave(
     known: list[tuple[float, float]], unknown: int
 ) -> None:
@@ -337,7 +337,7 @@ def test_merged_ranges_are_those_of_the_ranges_themselves_but_for_a_quarter_octa
 
 
 @given(data=st.data(), sigma=st.sampled_from([9.0, 300.0]), seed=st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_noise_that_is_added_to_residues_is_in_the_whole_numbers(data: st.DataObject, sigma: float, seed: int) -> None:
     """Read after the noise, sums of one group or several are what whole numbers without a width would be."""
     group = data.draw(groups(noise_sigma=0.0, small=True))

@@ -257,7 +257,7 @@ EVENTS = st.one_of(
 )
 
 
-@hypothesis_settings(max_examples=200, deadline=None)
+@hypothesis_settings(max_examples=200)
 @given(st.lists(st.tuples(EVENTS, st.floats(0, 4 * HOUR)), max_size=120))
 def test_no_history_gets_past_the_brakes(history: list[tuple[Event | None, float]]) -> None:
     """Whatever comes, restarts (None) included: distances and numbers hold."""
