@@ -83,14 +83,7 @@ def plan_of(task: TaskSection, model: TaskModel) -> Plan:
     settings = RoundSettings(
         **task.round.model_dump(), **task.training.model_dump(), **task.privacy.model_dump(), masked=False
     )
-    return settings.plan(
-        TASK,
-        version=1,
-        feature_schema=model.schema.digest,
-        network=model.network.spec.digest,
-        dimension=model.network.layout.size,
-        tensors=model.network.tensor_names,
-    )
+    return model.plan(settings, TASK)
 
 
 def trained(rounds: int) -> list[Release]:

@@ -16,6 +16,7 @@ from vedette_aggregator.listed_releases import ListedReleases
 from vedette_aggregator.publication import Publication
 from vedette_aggregator.registry import Registry
 from vedette_aggregator.round_events import Released
+from vedette_aggregator.round_settings import RoundSettings
 from vedette_aggregator.settings import TaskSection
 from vedette_core.learning.layout import Float32
 from vedette_core.learning.network import Network, build_network
@@ -49,6 +50,17 @@ class TaskModel:
         """
         schema = _schema_of(task)
         return cls(schema, build_network(task_spec(schema, Preset(task.preset) if task.preset else None)))
+
+    def plan(self, settings: RoundSettings, task: str) -> Plan:
+        """The plan of rounds that train it."""
+        return settings.plan(
+            task,
+            version=1,
+            feature_schema=self.schema.digest,
+            network=self.network.spec.digest,
+            dimension=self.network.layout.size,
+            tensors=self.network.tensor_names,
+        )
 
 
 def _schema_of(task: TaskSection) -> FeatureSchema:

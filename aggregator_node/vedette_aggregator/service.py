@@ -170,14 +170,7 @@ class AggregatorService:
             suspicion_min=task.defence.suspicion_min,
             masked=not self._plain,
         )
-        plan = settings.plan(
-            task.task,
-            version=1,
-            feature_schema=model.schema.digest,
-            network=model.network.spec.digest,
-            dimension=model.network.layout.size,
-            tensors=model.network.tensor_names,
-        )
+        plan = model.plan(settings, task.task)
         if task.defence.root_set is not None:
             self._roots[task.task] = RootSet.load(task.defence.root_set, model.network, model.schema)
         releases = Releases(self._registry, task, model)

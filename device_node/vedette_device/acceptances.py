@@ -86,7 +86,8 @@ class Acceptances:
             log.exception("%s: what was accepted could not be followed", self._task)
 
     async def _follow(self, carry_out: CarryOut) -> bool:
-        steps = follow(*self._records())
+        wanted, unreadable = self._records()
+        steps = follow(wanted, self._detector.accepted.known(), unreadable)
         changed = False
         for step in steps:
             if isinstance(step, LearnEntity):
@@ -160,8 +161,8 @@ class Acceptances:
         if is_due:
             self._written_at = time.monotonic()
 
-    def _records(self) -> tuple[dict[str, Acceptance], dict[str, str], set[str]]:
-        """The arguments of `follow`."""
+    def _records(self) -> tuple[dict[str, Acceptance], set[str]]:
+        """By entity, and the entities whose record is damaged."""
         found, unreadable = {}, set()
         for key, value in self._store.all(f"{RECORDS}{self._task}/").items():
             try:
@@ -174,7 +175,7 @@ class Acceptances:
                     self._metrics.inc("acceptances", self._task, "damaged")
                 continue
             found[record.entity] = record
-        return found, self._detector.accepted.known(), unreadable
+        return found, unreadable
 
     def _say_once(self, text: str) -> bool:
         is_news = text not in self._said

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -211,14 +211,17 @@ def eventually(check: Any, patience_s: float = 60.0) -> bool:
     return False
 
 
+CALLS: dict[str, Callable[..., Any]] = {"reach": reach, "meet": meet, "reach_all": reach_all, "pull": pull}
+
+
 def _host() -> None:
     """What a host does: one command a line."""
     serve()
     for line in sys.stdin:
         command, *words = json.loads(line)
         answer: Any = True
-        if command in ("reach", "meet", "reach_all", "pull"):
-            answer = {"reach": reach, "meet": meet, "reach_all": reach_all, "pull": pull}[command](*words)
+        if command in CALLS:
+            answer = CALLS[command](*words)
         elif command == "send":
             address, source, port = words
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:

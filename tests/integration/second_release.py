@@ -27,14 +27,7 @@ def sign_two_releases(trust: Path, task: dict[str, Any], learn: Learn) -> None:
     model = TaskModel.of(section)
     releases = Releases(registry, section, model)
     settings = RoundSettings(**section.round.model_dump(), **section.training.model_dump(), masked=True)
-    plan = settings.plan(
-        section.task,
-        version=1,
-        feature_schema=model.schema.digest,
-        network=model.network.spec.digest,
-        dimension=model.network.layout.size,
-        tensors=model.network.tensor_names,
-    )
+    plan = model.plan(settings, section.task)
     packed, digest = plan_bytes(plan)
     start = releases.initial(plan, now)
     weights, ranges, loss = learn(model, start.weights)

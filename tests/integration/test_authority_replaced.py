@@ -91,12 +91,11 @@ def released(stage: Stage) -> int:
     return max(map(int, re.findall(r"round (\d+)\.\d+: released", stage.aggregator_log)), default=0)
 
 
-async def held_up(stage: Stage, authority: Path) -> None:
+def hold_up(stage: Stage, authority: Path) -> None:
     """Hold the authority's process up at a moment at which it has no lock of its files: everybody waits for that."""
     with (authority / ".lock").open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         stage.fleet.signal("authority", signal.SIGSTOP)
-        await asyncio.sleep(0.5)  # the signal needs a moment, too
 
 
 async def play(folder: Path) -> None:
@@ -116,7 +115,7 @@ async def play(folder: Path) -> None:
         stage.fleet.start("authority", "ca", "serve", "-c", str(stage.site.authority_config))
         await stage.until("authority", lambda: "revocation list" in authority_log())
         # It shall not answer before it has been replaced.
-        await held_up(stage, authority)
+        hold_up(stage, authority)
         for device in EARLY:
             ca.renew(authority, device, now=time.time() - 4 * DAY_S)
         made = ca_authority.renew(authority, now=time.time())

@@ -70,14 +70,7 @@ class Site:
             **self.section.privacy.model_dump(),
             masked=False,
         )
-        self.plan = settings.plan(
-            TASK,
-            version=1,
-            feature_schema=self.model.schema.digest,
-            network=self.model.network.spec.digest,
-            dimension=self.model.network.layout.size,
-            tensors=self.model.network.tensor_names,
-        )
+        self.plan = self.model.plan(settings, TASK)
         self.releases = self.open()
 
     def make_registry(self, folder: Path) -> Registry:

@@ -113,14 +113,7 @@ class Site:
         settings = RoundSettings(
             **section.round.model_dump(), **section.training.model_dump(), **section.privacy.model_dump(), masked=False
         )
-        return settings.plan(
-            task,
-            version=1,
-            feature_schema=model.schema.digest,
-            network=model.network.spec.digest,
-            dimension=model.network.layout.size,
-            tensors=model.network.tensor_names,
-        )
+        return model.plan(settings, task)
 
     def publish(self, version: int, change: Callable[[dict[Variant, bytes]], None]) -> None:
         """Sign another release of the first task, with files that were changed before they were signed."""

@@ -36,9 +36,10 @@ def test_rounds_that_end_while_a_scenario_waits_for_something_else_are_not_misse
     observer: Any = SimpleNamespace(completed=set(), failed=set())
     fleet: Any = SimpleNamespace(check=lambda: None)
     place: Any = SimpleNamespace(directory=tmp_path)
+    diary: Any = SimpleNamespace()
 
     async def scenario() -> None:
-        stage = Stage(place, fleet, observer, SimpleNamespace(), 60.0, 0)  # type: ignore[arg-type]
+        stage = Stage(place, fleet, observer, diary, 60.0, 0)
         told: list[int] = []
         stage.on_released = told.append
         watching = asyncio.create_task(stage.watch_releases())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -35,7 +36,8 @@ class Housekeeping(AggregatorService):
         self._own = self._fleet = quiet  # type: ignore[assignment]
         self._trust, self._machines = SimpleNamespace(look=lambda rounds: None), {}  # type: ignore[assignment]
         self._metrics, self._jobs = Metrics(AGGREGATOR_METRICS), Jobs()
-        self._registry = self.registry = Registry(looks)  # type: ignore[assignment]
+        self.registry = registry = Registry(looks)
+        self._registry = cast(Any, registry)
         self._link = SimpleNamespace(connected=connected)  # type: ignore[assignment]
         self.said, self._looks = 0, looks
 

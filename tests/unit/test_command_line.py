@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from vedette.demo.fleet import free_port
 from vedette.exit_codes import ExitCode
 
 ROOT = Path(__file__).parents[2]
@@ -176,10 +177,8 @@ def test_demo_with_a_folder_that_holds_no_recordings(tmp_path: Path) -> None:
 
 
 def test_alerts_tail_without_a_broker(site: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]  # bound, so that nobody else gets it, and not listening
-        done = vedette("alerts", "tail", "-b", str(site / "ca" / "bundles" / "analytics"), "-p", str(port))
+    port = free_port()
+    done = vedette("alerts", "tail", "-b", str(site / "ca" / "bundles" / "analytics"), "-p", str(port))
     assert done.returncode == ExitCode.BROKER_UNREACHABLE
     assert f"127.0.0.1:{port}" in done.stderr
 

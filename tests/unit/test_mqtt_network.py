@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Callable
 
 import pytest
 
+from vedette.demo.fleet import free_port
 from vedette_core.runtime import mqtt_network
 from vedette_core.runtime.mqtt_network import Ended, Failure, LinkConfig, NetworkThread, Report
 
@@ -45,13 +45,11 @@ def test_a_port_where_nobody_listens_is_unreachable_and_is_tried_again(monkeypat
             if len(reports) == 2:
                 twice.set()
 
-        with socket.socket() as closed:
-            closed.bind(("127.0.0.1", 0))  # bound, so that nobody else gets it, and not listening
-            thread = make_thread(closed.getsockname()[1], take, asyncio.get_running_loop())
-            thread.start()
-            async with asyncio.timeout(60):
-                await twice.wait()
-            assert await asyncio.to_thread(thread.stop, 60)
+        thread = make_thread(free_port(), take, asyncio.get_running_loop())
+        thread.start()
+        async with asyncio.timeout(60):
+            await twice.wait()
+        assert await asyncio.to_thread(thread.stop, 60)
         return reports[:2]
 
     reports = asyncio.run(scenario())

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from policy_parts import alert
 
+from vedette.demo.fleet import free_port
 from vedette_device import policy_calls
 from vedette_device.policy_calls import CALLS_MAX, PolicyCalls
 from vedette_device.policy_effects import Audit, Execute, PublishCommand, Webhook
@@ -133,11 +134,9 @@ def test_another_status_is_no_success_and_a_redirect_is_not_followed(status: int
 
 
 def test_nobody_there_is_said() -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # bound, so that nobody else gets it, and not listening
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
-        with pytest.raises(TransientError, match="Connection refused"):
-            call_webhook(hook(url), b"{}", OpenCalls())
+    url = f"http://127.0.0.1:{free_port()}/"
+    with pytest.raises(TransientError, match="Connection refused"):
+        call_webhook(hook(url), b"{}", OpenCalls())
 
 
 def drip(connection: socket.socket) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,7 +174,9 @@ def test_what_is_given_up_leaves_nothing_in_memory(tmp_path: Path) -> None:
     assert len(shell._sent_at) == 3
 
 
-def test_last_words_are_waited_for_although_the_broker_is_slow_and_receipts_are_not(tmp_path: Path) -> None:
+def test_last_words_are_waited_for_although_the_broker_is_slow_and_receipts_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shell, link, _, outbox = made(tmp_path)
     acknowledged = asyncio.Event()
 
@@ -181,7 +184,7 @@ def test_last_words_are_waited_for_although_the_broker_is_slow_and_receipts_are_
         await acknowledged.wait()
         link.said.append(("publish", topic))
 
-    link.publish = slow  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(link, "publish", slow)
 
     async def scenario() -> None:
         worker = asyncio.create_task(shell.run())
@@ -200,18 +203,19 @@ def test_last_words_are_waited_for_although_the_broker_is_slow_and_receipts_are_
     asyncio.run(scenario())
 
 
-def test_a_node_that_ends_says_so_although_the_broker_is_slow(tmp_path: Path) -> None:
+def test_a_node_that_ends_says_so_although_the_broker_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shell, link, _, _ = made(tmp_path)
+    connected: Any = link
 
     async def slow(topic: str, payload: bytes, **_: object) -> None:
         await asyncio.sleep(0.5)
         link.said.append(("publish", topic))
 
-    link.publish = slow  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(link, "publish", slow)
 
     class Device(DeviceService):
         def __init__(self) -> None:
-            self._shell, self._link = shell, link  # type: ignore[assignment]
+            self._shell, self._link = shell, connected
 
         def _publish_telemetry(self, qos: int = 0) -> None:
             shell.publish(Publish("report", b"", qos=qos))

@@ -143,10 +143,13 @@ class Fleet:
             self._members.remove(member)
 
     def signal(self, name: str, number: signal.Signals) -> None:
-        """Send a signal to a member: hold it up, or let it go on."""
+        """Send a signal to a member: hold it up, or let it go on. Who is to be held up is, when this returns."""
         for member in self._members:
             if member.name == name:
                 member.process.send_signal(number)
+                if number == signal.SIGSTOP:
+                    with contextlib.suppress(ChildProcessError):  # it has ended
+                        os.waitid(os.P_PID, member.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def stop(self) -> None:
         """End every member, newest first: politely, then by force."""
@@ -178,7 +181,7 @@ class Fleet:
         self.stop()
 
 
-_held: Final[deque[socket.socket]] = deque(maxlen=PORTS_HELD_MAX)
+_held: Final[deque[socket.socket]] = deque()
 
 
 def free_port() -> int:

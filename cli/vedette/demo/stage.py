@@ -21,6 +21,7 @@ from vedette.observer import Observer
 from vedette.site import Site, create
 from vedette_aggregator.registry import Registry
 from vedette_core.learning.weights_file import WeightsFile, read_weights
+from vedette_core.runtime.jobs import Jobs
 from vedette_schemas.errors import ConfigError, RefusedError, TransientError, VedetteError
 from vedette_schemas.model import Variant
 from vedette_schemas.round import Plan, read_plan
@@ -249,13 +250,10 @@ async def staged(options: ScenarioOptions, prepare: Callable[[Path], StagePlan])
             altered = swarm.with_name(TAMPERED_CONFIG)
             start_swarm(fleet, altered, lines, name="tampered", environment={"PYTHONPATH": str(acts.packages)})
         stage = Stage(site, fleet, observer, DiaryReader(lines), options.timeout_s, port)
-        watching = asyncio.create_task(stage.watch_releases(), name="releases")
-        try:
-            yield stage
-        finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+        jobs = Jobs()
+        stack.push_async_callback(jobs.cancel)
+        jobs.start(stage.watch_releases(), "releases")
+        yield stage
 
 
 def start_swarm(
